@@ -1,0 +1,36 @@
+# One environment in the checkout; every target sets it up by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := test
+.PHONY: test check protos constraints clean
+
+test: check ## everything that must hold
+	$(BIN)/pytest
+
+check: .venv/ready ## format, lint, types, layering, contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.binpb
+
+protos: .venv/ready ## regenerate the stubs after a change in protos/
+	$(BIN)/python protos/generate.py
+
+constraints: .venv/ready ## write down what this environment has
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch goes first and by exact version: an open range would pull in gigabytes of CUDA packages.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; say PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "needs venv: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
