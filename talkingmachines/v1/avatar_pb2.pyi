@@ -942,6 +942,7 @@ class Ready(_message.Message):
     TURN_FIELD_NUMBER: _builtins.int
     MAX_BUFFERED_SPEECH_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """For logs and support; grants nothing."""
     resume_token: _builtins.bytes
@@ -972,6 +973,12 @@ class Ready(_message.Message):
     def video(self) -> _media_pb2.VideoFormat:
         """The asked format with the server's defaults filled in."""
 
+    @_builtins.property
+    def speech(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeechPosition]:
+        """DRIVE, resumed: how much of the speech that was sent the session holds, for each speaker that
+        spoke. Speech and EndOfSpeech from these positions on are to be sent again.
+        """
+
     def __init__(
         self,
         *,
@@ -986,14 +993,41 @@ class Ready(_message.Message):
         turn: _builtins.int = ...,
         max_buffered_speech: _duration_pb2.Duration | None = ...,
         video: _media_pb2.VideoFormat | None = ...,
+        speech: _abc.Iterable[Global___SpeechPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_buffered_speech", b"max_buffered_speech", "resume_window", b"resume_window", "spec", b"spec", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_buffered_speech", b"max_buffered_speech", "next_frame", b"next_frame", "next_sample", b"next_sample", "resume_token", b"resume_token", "resume_window", b"resume_window", "resumed", b"resumed", "seed", b"seed", "session_id", b"session_id", "spec", b"spec", "turn", b"turn", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_buffered_speech", b"max_buffered_speech", "next_frame", b"next_frame", "next_sample", b"next_sample", "resume_token", b"resume_token", "resume_window", b"resume_window", "resumed", b"resumed", "seed", b"seed", "session_id", b"session_id", "spec", b"spec", "speech", b"speech", "turn", b"turn", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ready: _TypeAlias = Ready  # noqa: Y015
+
+@_typing.final
+class SpeechPosition(_message.Message):
+    """A place in the speech that a client sends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.int
+    """Index into Avatar.speakers."""
+    sample: _builtins.int
+    """Samples of this speaker's speech since the session was opened, at the rate at which it is sent."""
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.int = ...,
+        sample: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample", b"sample", "speaker", b"speaker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeechPosition: _TypeAlias = SpeechPosition  # noqa: Y015
 
 @_typing.final
 class Queued(_message.Message):
@@ -1136,7 +1170,9 @@ Global___TurnEnded: _TypeAlias = TurnEnded  # noqa: Y015
 @_typing.final
 class Interrupted(_message.Message):
     """The character was cut off. Frames and speech of `turn` that are not played are void: the next
-    turn begins at these positions, which may lie before media that was already sent.
+    turn begins at these positions, which may lie before media that was already sent. Frames of
+    the chunk that was being played come again under turn + 1, byte for byte: a client whose decoder
+    has seen them shows what it decoded.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -396,7 +396,8 @@ Global___SpeakerSpeech: _TypeAlias = SpeakerSpeech  # noqa: Y015
 @_typing.final
 class DenoiseRewind(_message.Message):
     """The user interrupted: forget every chunk that was sent and not played, and go on from the tail.
-    Chunks of lower turns that are not answered yet are not answered any more.
+    Chunks of lower turns that are not answered yet are not answered any more. It also brings an
+    attachment that was made beforehand up to date: then nothing is under way on it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -404,7 +405,7 @@ class DenoiseRewind(_message.Message):
     TURN_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
-    """The turn that begins."""
+    """The turn that begins; the current one when nobody interrupted."""
     @_builtins.property
     def tail(self) -> _media_pb2.LogTail:
         """Where the session goes on."""

@@ -237,6 +237,12 @@ class DecodeChunk(_message.Message):
 
     LATENTS_FIELD_NUMBER: _builtins.int
     SLACK_FIELD_NUMBER: _builtins.int
+    SKIP_FRAMES_FIELD_NUMBER: _builtins.int
+    skip_frames: _builtins.int
+    """Frames at the chunk's start that the gateway has already, below frames_per_chunk: decoded, but
+    neither encoded nor sent. Only in the first chunk after DecodeAttach or DecodeRewind, so the
+    first frame that is sent is a key frame.
+    """
     @_builtins.property
     def latents(self) -> _media_pb2.Latents:
         """One past the newest chunk on this attachment, or LogTail.next_chunk."""
@@ -252,10 +258,11 @@ class DecodeChunk(_message.Message):
         *,
         latents: _media_pb2.Latents | None = ...,
         slack: _duration_pb2.Duration | None = ...,
+        skip_frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "slack", b"slack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "slack", b"slack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "skip_frames", b"skip_frames", "slack", b"slack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,14 +270,17 @@ Global___DecodeChunk: _TypeAlias = DecodeChunk  # noqa: Y015
 
 @_typing.final
 class DecodeRewind(_message.Message):
-    """The user interrupted: drop what is not decoded yet and go on from the tail."""
+    """The user interrupted: drop what is not decoded yet and go on from the tail. It also brings an
+    attachment that was made beforehand up to date: then nothing is under way on it. The first frame
+    that follows is a key frame.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TURN_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
-    """The turn that begins."""
+    """The turn that begins; the current one when nobody interrupted."""
     @_builtins.property
     def tail(self) -> _media_pb2.LogTail:
         """Where the session goes on."""
