@@ -1,0 +1,256 @@
+"""A gRPC channel whose calls raise domain errors.
+
+On the path: client or gateway → **channel** → wire. The public client and the services' own
+clients share it, so an error raised in any servicer arrives as the same class everywhere. It wraps
+the channel instead of intercepting its calls: grpc.aio runs an intercepted stream through a task
+and a queue of its own, which costs two hops per message and hides cancellation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, cast
+
+import grpc
+
+from talkingmachines.status import from_rpc_error
+
+Metadata = Sequence[tuple[str, str]]
+Options = list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What both ends of a connection agree on.
+
+    Message size: the largest message is an attach with the tail of a session's log (a few dozen
+    latents of 131 KB at 512x512) or a reference image; gRPC's own default of 4 MiB is too small.
+
+    Keepalive: load balancers cut connections that are silent for 60 s, and a peer that vanished
+    without a word is noticed only by an unanswered ping. A ping every 20 s with 10 s to answer
+    does both. gRPC servers answer such pings with `too_many_pings` unless told otherwise, so the
+    server's options allow them at half that interval.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    max_message_bytes: int = 32 * 1024 * 1024
+    keepalive_seconds: float = 20.0
+    keepalive_timeout_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 64 * 1024 <= self.max_message_bytes < 2**31:
+            raise ValueError("max_message_bytes must be at least 65536 and less than 2 GiB")
+        if self.keepalive_seconds < 1 or self.keepalive_timeout_seconds <= 0:
+            raise ValueError("keepalive_seconds must be >= 1, keepalive_timeout_seconds > 0")
+
+    def client_options(self) -> Options:
+        return [*self._both_ends(), ("grpc.http2.max_pings_without_data", 0)]
+
+    def server_options(self) -> Options:
+        return [
+            *self._both_ends(),
+            ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.keepalive_seconds / 2)),
+            # With port sharing, a second process on a taken port starts and steals half the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _both_ends(self) -> Options:
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.keepalive_time_ms", _ms(self.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_seconds)),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+
+
+class DomainChannel(grpc.aio.Channel):
+    """`inner`, with domain errors instead of `AioRpcError` and a deadline on every unary call.
+
+    Args:
+        inner: a channel without interceptors.
+        deadline_seconds: for unary calls that name no timeout of their own.
+        outgoing: metadata for every call (trace context, credentials), asked when a call starts.
+    """
+
+    def __init__(
+        self,
+        inner: grpc.aio.Channel,
+        *,
+        deadline_seconds: float,
+        outgoing: Callable[[], Metadata] = tuple,
+    ) -> None:
+        self._inner = inner
+        self._deadline = deadline_seconds
+        self._outgoing = outgoing
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._inner.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._inner.channel_ready()
+
+    # `_registered_method` is an argument of generated stubs that the published types leave out.
+
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool = False,
+    ) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
+        call = self._inner.unary_unary(method, request_serializer, response_deserializer)
+        return _MultiCallable(call, self._deadline, self._outgoing)  # type: ignore[return-value]
+
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool = False,
+    ) -> grpc.aio.UnaryStreamMultiCallable[Any, Any]:
+        call = self._inner.unary_stream(method, request_serializer, response_deserializer)
+        return _MultiCallable(call, None, self._outgoing)  # type: ignore[return-value]
+
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool = False,
+    ) -> grpc.aio.StreamUnaryMultiCallable[Any, Any]:
+        call = self._inner.stream_unary(method, request_serializer, response_deserializer)
+        return _MultiCallable(call, None, self._outgoing)  # type: ignore[return-value]
+
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool = False,
+    ) -> grpc.aio.StreamStreamMultiCallable[Any, Any]:
+        call = self._inner.stream_stream(method, request_serializer, response_deserializer)
+        return _MultiCallable(call, None, self._outgoing)  # type: ignore[return-value]
+
+
+class _MultiCallable:
+    """One method of a stub: starts calls of any of the four kinds."""
+
+    def __init__(
+        self,
+        start: Callable[..., Any],
+        deadline: float | None,
+        outgoing: Callable[[], Metadata],
+    ) -> None:
+        self._start = start
+        self._deadline = deadline
+        self._outgoing = outgoing
+
+    def __call__(
+        self,
+        request: Any = None,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> _DomainCall:
+        call = self._start(
+            request,
+            timeout=self._deadline if timeout is None else timeout,
+            metadata=(*(metadata or ()), *self._outgoing()),
+            credentials=credentials,
+            wait_for_ready=wait_for_ready,
+            compression=compression,
+        )
+        return _DomainCall(call)
+
+
+class _DomainCall(grpc.aio.Call):
+    """A running call of any kind; only the methods of its own kind may be used."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield message
+
+    async def read(self) -> Any:
+        try:
+            return await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def write(self, request: Any) -> None:
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def done_writing(self) -> None:
+        await self._call.done_writing()
+
+    async def wait_for_connection(self) -> None:
+        try:
+            await self._call.wait_for_connection()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        return cast(grpc.aio.Metadata, await self._call.initial_metadata())
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        return cast(grpc.aio.Metadata, await self._call.trailing_metadata())
+
+    async def code(self) -> grpc.StatusCode:
+        return cast(grpc.StatusCode, await self._call.code())
+
+    async def details(self) -> str:
+        return cast(str, await self._call.details())
+
+    def cancel(self) -> bool:
+        return cast(bool, self._call.cancel())
+
+    def cancelled(self) -> bool:
+        return cast(bool, self._call.cancelled())
+
+    def done(self) -> bool:
+        return cast(bool, self._call.done())
+
+    def time_remaining(self) -> float | None:
+        return cast("float | None", self._call.time_remaining())
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        self._call.add_done_callback(callback)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
