@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import (
     BadRequest,
@@ -26,6 +25,7 @@ from google.rpc.error_details_pb2 import (
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from talkingmachines import duration
 from talkingmachines.errors import (
     BadInput,
     EngineFailure,
@@ -96,7 +96,11 @@ def _describe(error: TalkingMachinesError) -> tuple[grpc.StatusCode, _Args, list
             )
         case NoCapacity(what=what, retry_after=seconds):
             args = {"what": what, "retry_after": repr(seconds)}
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, args, [_retry(seconds)]
+            return (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                args,
+                [RetryInfo(retry_delay=duration.to_proto(seconds))],
+            )
         case QuotaExceeded(quota=quota, limit=quota_limit):
             violation = QuotaFailure.Violation(subject=quota, description=str(error))
             return (
@@ -106,7 +110,11 @@ def _describe(error: TalkingMachinesError) -> tuple[grpc.StatusCode, _Args, list
             )
         case Unavailable(what=what, retry_after=seconds):
             args = {"what": what, "retry_after": repr(seconds)}
-            return grpc.StatusCode.UNAVAILABLE, args, [_retry(seconds)]
+            return (
+                grpc.StatusCode.UNAVAILABLE,
+                args,
+                [RetryInfo(retry_delay=duration.to_proto(seconds))],
+            )
         case TimedOut(what=what, limit=limit):
             args = {"what": what, "limit": repr(limit)}
             return grpc.StatusCode.DEADLINE_EXCEEDED, args, []
@@ -175,12 +183,6 @@ def _nearest(code: grpc.StatusCode, message: str) -> TalkingMachinesError:
             return Fenced(message)
         case _:
             return Internal(f"{code.name}: {message}")
-
-
-def _retry(seconds: float) -> RetryInfo:
-    delay = Duration()
-    delay.FromMicroseconds(round(seconds * 1e6))
-    return RetryInfo(retry_delay=delay)
 
 
 def _code(number: int) -> grpc.StatusCode:
