@@ -8,17 +8,25 @@ and a queue of its own, which costs two hops per message and hides cancellation.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
+from talkingmachines.errors import TalkingMachinesError, Unavailable
 from talkingmachines.status import from_rpc_error
 
+T = TypeVar("T")
 Metadata = Sequence[tuple[str, str]]
 Options = list[tuple[str, int]]
+
+_WRITE_FAILED = "Internal error from Core"
+_STATUS_SECONDS = 0.5  # the server's status is on its way when a write fails
+_STATUS_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +196,27 @@ class _MultiCallable:
 
 
 class _DomainCall(grpc.aio.Call):
-    """A running call of any kind; only the methods of its own kind may be used."""
+    """A running call of any kind; only the methods of its own kind may be used.
+
+    When the server ends a stream with an error while a write is under way, grpc.aio may report
+    the failed write (`INTERNAL: Internal error from Core`) over the status that the server sent
+    (grpc/grpc#36066). So the status is noted when it first arrives, and waited for a moment when
+    the failed write was quicker.
+    """
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._sent_by_peer: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(lambda _: self._note_status())
 
     def __await__(self) -> Generator[Any, None, Any]:
+        return self._reply().__await__()
+
+    async def _reply(self) -> Any:
         try:
-            return (yield from self._call.__await__())
+            return await self._call
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise await self._domain(error) from error
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self.read()) is not grpc.aio.EOF:
@@ -207,22 +226,50 @@ class _DomainCall(grpc.aio.Call):
         try:
             return await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise await self._domain(error) from error
 
     async def write(self, request: Any) -> None:
+        """Send one message; raises what the server ended the call with, once it has."""
+        if self._call.done() and not self._call.cancelled():
+            raise await self._domain(await self._status())
         try:
             await self._call.write(request)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise await self._domain(error) from error
 
     async def done_writing(self) -> None:
-        await self._call.done_writing()
+        # A call that is over already needs no end of requests; reading tells how it went.
+        with suppress(grpc.aio.InternalError):
+            await self._call.done_writing()
 
     async def wait_for_connection(self) -> None:
         try:
             await self._call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise await self._domain(error) from error
+
+    def _note_status(self) -> None:
+        # A call that is done answers without waiting.
+        status = _at_once(self._status())
+        if status.details() != _WRITE_FAILED:
+            self._sent_by_peer = status
+
+    async def _status(self) -> grpc.aio.AioRpcError:
+        return grpc.aio.AioRpcError(
+            code=await self._call.code(),
+            trailing_metadata=await self._call.trailing_metadata(),
+            details=await self._call.details(),
+        )
+
+    async def _domain(self, error: grpc.aio.AioRpcError) -> TalkingMachinesError:
+        waited = 0.0
+        while error.details() == _WRITE_FAILED and waited < _STATUS_SECONDS:
+            error = self._sent_by_peer or await self._status()
+            await asyncio.sleep(_STATUS_POLL_SECONDS)
+            waited += _STATUS_POLL_SECONDS
+        if error.code() == grpc.StatusCode.OK:
+            return Unavailable("the peer has ended the call", retry_after=0.0)
+        return from_rpc_error(error)
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
         return cast(grpc.aio.Metadata, await self._call.initial_metadata())
@@ -250,6 +297,15 @@ class _DomainCall(grpc.aio.Call):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._call.add_done_callback(callback)
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast(T, done.value)
+    raise AssertionError("it waits")
 
 
 def _ms(seconds: float) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import grpc
@@ -35,7 +35,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _RETRY_SECONDS = 1.0  # another process is there already: the caller only has to find it
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:  # generic in its published types alone
+    Handler = grpc.RpcMethodHandler[Any, Any]
 Context = grpc.aio.ServicerContext[Any, Any]
 Body = Callable[[], Awaitable[Any]]
 Parse = Callable[[bytes], Any]

@@ -109,11 +109,14 @@ class Server:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._watching.cancel()
-        if exc is None:
-            self.drain.start()
-        else:
+        if exc is not None:
             self.drain.end_now()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Drain and close; returns when nothing is left. Leaving calls it."""
+        self._watching.cancel()
+        self.drain.start()
         self._metrics.draining.set(1)
         _log.info("draining", seconds=round(self.drain.remaining, 3))
         await self._health.enter_graceful_shutdown()
