@@ -213,12 +213,18 @@ def _explained(settings: Any, loc: tuple[int | str, ...], detail: Any) -> str:
     return f"{message}, got {got!r}"
 
 
-def _secret(group: Any, loc: tuple[int | str, ...]) -> bool:
-    annotation: Any = group
+def _secret(settings: Any, loc: tuple[int | str, ...]) -> bool:
+    """Whether what `loc` names may hold a secret; what is not understood is taken for one."""
+    owners: list[Any] = [settings]
     for part in loc:
-        inner = [annotation] if annotation is group else _groups(annotation)
-        found = [kind for owner in inner for name, kind in _members(owner) if name == part]
+        found = [kind for owner in owners for name, kind in _members(owner) if name == part]
         if not found:
-            return True  # not understood: rather silent than sorry
-        annotation = found[0]
-    return annotation is SecretStr or SecretStr in get_args(annotation)
+            return True
+        if _mentions(found[0], SecretStr):
+            return True
+        owners = _groups(found[0])
+    return False
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))

@@ -25,6 +25,7 @@ from services.runtime.settings import Telemetry
 AttributeValue = str | int | float | bool
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_EXPORT_SECONDS = 2  # a collector that is away must not hold up the end of a process
 _FIELDS = frozenset(_PROPAGATOR.fields)
 
 
@@ -126,4 +127,6 @@ def _otlp(endpoint: str | None) -> SpanExporter | None:
     # Imported where it is needed: it doubles the start-up time of a process that exports nothing.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
+    return OTLPSpanExporter(
+        endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=_EXPORT_SECONDS
+    )
