@@ -9,6 +9,7 @@ and a queue of its own, which costs two hops per message and hides cancellation.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ Metadata = Sequence[tuple[str, str]]
 Options = list[tuple[str, int]]
 
 _WRITE_FAILED = "Internal error from Core"
-_STATUS_SECONDS = 0.5  # the server's status is on its way when a write fails
-_STATUS_POLL_SECONDS = 0.005
+_STATUS_SECONDS = 1.0  # the server's status is on its way when a write fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +198,19 @@ class _MultiCallable:
 class _DomainCall(grpc.aio.Call):
     """A running call of any kind; only the methods of its own kind may be used.
 
-    When the server ends a stream with an error while a write is under way, grpc.aio may report
-    the failed write (`INTERNAL: Internal error from Core`) over the status that the server sent
-    (grpc/grpc#36066). So the status is noted when it first arrives, and waited for a moment when
-    the failed write was quicker.
+    When the server ends a stream while we write, grpc.aio puts the failed write (`INTERNAL:
+    Internal error from Core`) in place of the status that the server sent (grpc/grpc#36066), and
+    holds back replies that were not read yet. So the status is noted when it first arrives; and
+    when the failed write was quicker, the replies before it are read ahead until it is there.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._sent_by_peer: grpc.aio.AioRpcError | None = None
+        self._peer_status: grpc.aio.AioRpcError | None = None
+        # Iterating reads what has arrived even after a failed write; `read` of grpc.aio does not.
+        self._replies: AsyncIterator[Any] = aiter(call) if hasattr(call, "read") else _none()
+        self._read_ahead: deque[Any] = deque()
+        self._reading = asyncio.Lock()
         call.add_done_callback(lambda _: self._note_status())
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -223,10 +227,19 @@ class _DomainCall(grpc.aio.Call):
             yield message
 
     async def read(self) -> Any:
-        try:
-            return await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise await self._domain(error) from error
+        """The next reply, or `grpc.aio.EOF` when the server has ended the call well."""
+        async with self._reading:
+            if self._read_ahead:
+                return self._read_ahead.popleft()
+            try:
+                return await anext(self._replies)
+            except StopAsyncIteration:
+                failed = self._peer_status
+            except grpc.aio.AioRpcError as error:
+                failed = error
+        if failed is None or failed.code() == grpc.StatusCode.OK:
+            return grpc.aio.EOF
+        raise await self._domain(failed) from failed
 
     async def write(self, request: Any) -> None:
         """Send one message; raises what the server ended the call with, once it has."""
@@ -252,7 +265,7 @@ class _DomainCall(grpc.aio.Call):
         # A call that is done answers without waiting.
         status = _at_once(self._status())
         if status.details() != _WRITE_FAILED:
-            self._sent_by_peer = status
+            self._peer_status = status
 
     async def _status(self) -> grpc.aio.AioRpcError:
         return grpc.aio.AioRpcError(
@@ -262,14 +275,23 @@ class _DomainCall(grpc.aio.Call):
         )
 
     async def _domain(self, error: grpc.aio.AioRpcError) -> TalkingMachinesError:
-        waited = 0.0
-        while error.details() == _WRITE_FAILED and waited < _STATUS_SECONDS:
-            error = self._sent_by_peer or await self._status()
-            await asyncio.sleep(_STATUS_POLL_SECONDS)
-            waited += _STATUS_POLL_SECONDS
+        if error.details() == _WRITE_FAILED:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_SECONDS):
+                    error = await self._behind_failed_write()
         if error.code() == grpc.StatusCode.OK:
             return Unavailable("the peer has ended the call", retry_after=0.0)
         return from_rpc_error(error)
+
+    async def _behind_failed_write(self) -> grpc.aio.AioRpcError:
+        """The status that the server sent, once the replies before it are read."""
+        while self._peer_status is None:
+            async with self._reading:
+                with suppress(StopAsyncIteration, grpc.aio.AioRpcError):
+                    self._read_ahead.append(await anext(self._replies))
+            self._note_status()
+            await asyncio.sleep(0)
+        return self._peer_status
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
         return cast(grpc.aio.Metadata, await self._call.initial_metadata())
@@ -297,6 +319,12 @@ class _DomainCall(grpc.aio.Call):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._call.add_done_callback(callback)
+
+
+async def _none() -> AsyncIterator[Any]:
+    """The replies of a call that has a single one, which is awaited."""
+    return
+    yield
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -10,9 +10,10 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from math import isfinite
+from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, TextIO
 
@@ -52,6 +53,7 @@ def configure(service: str, *, level: str = "info", stream: TextIO | None = None
         redact,
     ]
     handler = logging.StreamHandler(stream or sys.stderr)
+    handler.addFilter(_fit_arguments)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -65,6 +67,7 @@ def configure(service: str, *, level: str = "info", stream: TextIO | None = None
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            _fit_positional,
             structlog.stdlib.PositionalArgumentsFormatter(),
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
@@ -88,6 +91,24 @@ def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {key: _fit_for_log(key, value, 0) for key, value in event.items()}
 
 
+def _fit_positional(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What is about to be formatted into the text of a line of ours."""
+    if event.get("positional_args"):
+        event["positional_args"] = tuple(_fit_for_log("", a, 0) for a in event["positional_args"])
+    return event
+
+
+def _fit_arguments(record: logging.LogRecord) -> bool:
+    """The same for a library's line, which is formatted here, where a misfit does no harm."""
+    if record.args:
+        arguments = record.args if isinstance(record.args, tuple) else (record.args,)
+        fitted = tuple(_fit_for_log("", argument, 0) for argument in arguments)
+        with suppress(TypeError, ValueError):
+            record.msg = str(record.msg) % (fitted if isinstance(record.args, tuple) else fitted[0])
+        record.args = ()
+    return True
+
+
 class _Identity:
     """Adds the service's name and the trace's ids."""
 
@@ -104,10 +125,12 @@ def _fit_for_log(key: str, value: Any, depth: int) -> Any:
     if _SECRET_NAME.search(key):
         return "<redacted>"
     match value:
-        case None | bool() | int():
+        case None | bool():
             return value
-        case float():
-            return value if isfinite(value) else str(value)  # JSON has no infinity
+        case Integral():  # those of numpy too
+            return int(value)
+        case Real():
+            return float(value) if isfinite(value) else str(value)  # JSON has no infinity
         case Enum():
             return value.name
         case str() | PurePath():
