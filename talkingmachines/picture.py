@@ -147,6 +147,14 @@ class VideoSettings:
         _bounded("key_frame_interval", self.key_frame_interval, least=1, most=1_000)
         _bounded("quality", self.quality, least=1, most=100)
 
+    def over(self, former: VideoSettings) -> VideoSettings:
+        """These settings, and the former ones where these leave a value as it was."""
+        return VideoSettings(
+            bitrate=self.bitrate or former.bitrate,
+            key_frame_interval=self.key_frame_interval or former.key_frame_interval,
+            quality=self.quality or former.quality,
+        )
+
     @classmethod
     def from_proto(cls, message: media_pb2.VideoSettings, *, at: str) -> VideoSettings:
         with FieldPath(at):

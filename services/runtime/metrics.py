@@ -164,6 +164,8 @@ class Engine(StrEnum):
 class HandOverReason(StrEnum):
     AGE = "age"
     DRAIN = "drain"
+    OVERLOAD = "overload"
+    UNHEALTHY = "unhealthy"  # by the replica's own account
     FAILURE = "failure"
     STALL = "stall"
 

@@ -1170,9 +1170,8 @@ Global___TurnEnded: _TypeAlias = TurnEnded  # noqa: Y015
 @_typing.final
 class Interrupted(_message.Message):
     """The character was cut off. Frames and speech of `turn` that are not played are void: the next
-    turn begins at these positions, which may lie before media that was already sent. Frames of
-    the chunk that was being played come again under turn + 1, byte for byte: a client whose decoder
-    has seen them shows what it decoded.
+    turn begins at these positions, which may lie before media that was already sent. What
+    is left of the chunk that was being played comes again under turn + 1.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
