@@ -73,6 +73,11 @@ class Chunker:
         return self._turns[-1].number if self._turns else self._turn
 
     @property
+    def positions(self) -> tuple[SpeechPosition, ...]:
+        """How much of what was sent is in chunks or was forgotten, by speaker."""
+        return tuple(self._positions.values())
+
+    @property
     def buffered_seconds(self) -> float:
         """Speech that waits to be put into chunks, of the speaker that has most of it."""
         waiting: dict[int, int] = {}
@@ -139,9 +144,7 @@ class Chunker:
         front = self._turns[0] if self._turns else None
         parts = [] if front is None else self._take(front, chunk)
         if front is None or not parts:
-            return Chunk(
-                turn=self._turn, chunk=chunk, ends=ends, positions=tuple(self._positions.values())
-            )
+            return Chunk(turn=self._turn, chunk=chunk, ends=ends, positions=self.positions)
         self._turn = front.number
         begins = None if front.begun else parts[0][0].speaker
         front.begun = True
@@ -154,7 +157,7 @@ class Chunker:
             speech=tuple(part for part, _ in parts),
             begins=begins,
             ends=ends,
-            positions=tuple(self._positions.values()),
+            positions=self.positions,
         )
 
     def _take(self, turn: _Turn, chunk: int) -> list[tuple[SpeakerSpeech, int]]:
