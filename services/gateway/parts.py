@@ -1,0 +1,43 @@
+"""What a session is put together from.
+
+`opening` makes the parts, `session` lets them work together; each part is a file of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.gateway.attachment import Attachment
+from services.gateway.chunk import Chunk
+from services.gateway.chunker import Chunker
+from services.gateway.log import Entry, SessionLog
+from services.gateway.outbox import Outbox
+from services.gateway.pacer import Pacer, Position
+from services.gateway.wires import VaeWire
+from talkingmachines.media import Latents
+from talkingmachines.picture import VideoFrame
+
+
+class Journal(Protocol):
+    """Keeps the session where another gateway finds it. Never waits, never fails."""
+
+    def wrote(self, entry: Entry, *, sent: Position) -> None:
+        """A chunk was drawn."""
+
+    def rewound(self, next_chunk: int) -> None:
+        """Chunks from `next_chunk` on are void; the last one before it may have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a session is put together from."""
+
+    log: SessionLog
+    chunker: Chunker
+    pacer: Pacer
+    score: Attachment[Chunk, Latents]
+    vae: Attachment[Latents, VideoFrame]
+    vae_wire: VaeWire
+    outbox: Outbox
+    journal: Journal

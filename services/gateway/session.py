@@ -1,0 +1,203 @@
+"""One live session: the pipeline, and what its client may say meanwhile.
+
+On the path: this is the path. Every stage is a file of its own; only the session knows them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from services.gateway.chunk import Rewind
+from services.gateway.limits import Allowance, SessionLimits
+from services.gateway.outbox import Event
+from services.gateway.pacer import Position
+from services.gateway.parts import Parts
+from services.gateway.speech import SpeechSource
+from services.gateway.statistics import statistics
+from talkingmachines.errors import BadInput, QuotaExceeded, TimedOut
+from talkingmachines.fields import FieldPath
+from talkingmachines.media import Latents, Pcm
+from talkingmachines.picture import VideoFormat, VideoSettings
+from talkingmachines.v1 import avatar_pb2, media_pb2, vae_pb2
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_WATCH_SECONDS = 1.0
+
+
+class Session:
+    """A conversation from Ready to its end.
+
+    Args:
+        backlog: chunks of a resumed session that are drawn and were not played.
+        opened_at: loop time of Open, for the time to the first frame.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        limits: SessionLimits,
+        *,
+        backlog: tuple[Latents, ...] = (),
+        opened_at: float,
+        age: float = 0.0,
+    ) -> None:
+        self._parts = parts
+        self._limits = limits
+        self._backlog = backlog
+        self._clock = asyncio.get_running_loop().time
+        self._opened_at = opened_at
+        self._ends_at = self._clock() + limits.session_seconds - age
+        self._heard_at = self._clock()
+        self._messages = Allowance(limits.messages_per_second)
+        self._dropped_seconds = 0.0
+        self._warned = False
+
+    async def converse(self) -> None:
+        """Draw and play what is said, until nothing more will be said."""
+        chunks = self._parts.pacer.wanted()
+        latents = self._parts.log.recorded(self._parts.score.flow(chunks))
+        frames = self._parts.vae.flow(self._kept(latents))
+        await self._parts.pacer.play(frames)
+
+    async def run(
+        self, requests: AsyncIterator[avatar_pb2.TalkRequest], source: SpeechSource
+    ) -> None:
+        """Hold the conversation with one client until either side ends it.
+
+        Raises:
+            TalkingMachinesError: why it ended, other than well; possibly in a group.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            beside = [
+                tasks.create_task(self._listen(requests, source)),
+                tasks.create_task(source.run(self)),
+                tasks.create_task(self._watch()),
+            ]
+            await self.converse()
+            for task in beside:
+                task.cancel()
+
+    # ---- What a source of speech can do ----
+
+    def say(self, pcm: Pcm) -> None:
+        chunker = self._parts.chunker
+        if chunker.buffered_seconds + pcm.seconds > self._limits.buffered_seconds:
+            self._drop(pcm)
+            return
+        with FieldPath("audio"):
+            chunker.speak(pcm, turn=pcm.turn or chunker.turn_for(pcm.speaker))
+        self._parts.pacer.speech_changed()
+
+    def end_of_speech(self, speaker: int) -> None:
+        with FieldPath("end_of_speech"):
+            self._parts.chunker.end(speaker)
+        self._parts.pacer.speech_changed()
+
+    def interrupt(self, turn: int) -> None:
+        chunker, pacer = self._parts.chunker, self._parts.pacer
+        ended = chunker.newest_turn
+        if chunker.silent and not pacer.speaking(turn):
+            return  # nothing is being said, or that turn is over
+        if turn > ended:
+            raise BadInput("interrupt.turn", got=turn, expected=f"0 to {ended}")
+        chunker.interrupt(ended + 1)
+        at = pacer.rewind(ended + 1)
+        self._parts.journal.rewound(self._parts.log.next_chunk)
+        self._parts.outbox.void(at.frame, at.sample)
+        cut = avatar_pb2.Interrupted(turn=ended, sample=at.sample, frame=at.frame)
+        self.tell(Event(interrupted=cut))
+
+    def tell(self, event: Event) -> None:
+        self._parts.outbox.tell(event)
+
+    # ---- What the client says ----
+
+    async def _listen(
+        self, requests: AsyncIterator[avatar_pb2.TalkRequest], source: SpeechSource
+    ) -> None:
+        async for request in requests:
+            self._heard_at = self._clock()
+            self._warned = False
+            if not self._messages.take(self._heard_at):
+                raise QuotaExceeded(
+                    "messages", limit=f"{self._limits.messages_per_second:g} a second"
+                )
+            self._hear(request, source)
+        self._heard_at = float("inf")  # it hung up: what was sent is played to its end
+        self._parts.chunker.end_all()
+        self._parts.pacer.hang_up()
+
+    def _hear(self, request: avatar_pb2.TalkRequest, source: SpeechSource) -> None:
+        match request.WhichOneof("message"):
+            case "open":
+                raise BadInput("open", got="a second one", expected="one, as the first message")
+            case "interrupt":
+                self.interrupt(request.interrupt.turn)
+            case "playback":
+                playback = request.playback
+                self._parts.pacer.played(Position(playback.frame, playback.sample))
+            case "key_frame":
+                self.ask_key_frame()
+            case "settings":
+                self._change(VideoSettings.from_proto(request.settings, at="settings"))
+            case None:
+                raise BadInput("message", got="nothing", expected="one of the contract's")
+            case _:
+                source.take(request)
+
+    def ask_key_frame(self) -> None:
+        self._parts.vae.tell(vae_pb2.DecodeRequest(key_frame=media_pb2.KeyFrameRequest()))
+
+    def _change(self, settings: VideoSettings) -> None:
+        """New settings of the encoder, for this attachment and those to come."""
+        wire = self._parts.vae_wire
+        wire.video = VideoFormat(wire.video.form, settings.over(wire.video.settings))
+        self._parts.vae.tell(vae_pb2.DecodeRequest(settings=settings.to_proto()))
+
+    def _drop(self, pcm: Pcm) -> None:
+        """Leave out speech that comes too fast; a client that goes on so is ended."""
+        limit = self._limits.buffered_seconds
+        if not self._dropped_seconds:
+            text = f"at most {limit:g} s of speech may wait to be played; more was left out"
+            kind = avatar_pb2.NOTICE_KIND_SPEECH_DROPPED
+            self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
+        self._dropped_seconds += pcm.seconds
+        if self._dropped_seconds > limit:
+            raise QuotaExceeded("speech that waits to be played", limit=f"{limit:g} s")
+
+    # ---- Beside the pipeline ----
+
+    async def _kept(
+        self, latents: AsyncIterator[Latents | Rewind]
+    ) -> AsyncIterator[Latents | Rewind]:
+        """What is to be decoded, written down for another gateway on the way."""
+        for drawn in self._backlog:
+            yield drawn
+        async for item in latents:
+            if isinstance(item, Latents) and (entry := self._parts.log.entry(item.chunk)):
+                self._parts.journal.wrote(entry, sent=self._parts.pacer.next)
+            yield item
+
+    async def _watch(self) -> None:
+        """Statistics for the client, and an end for clients that overstay."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            now, limits = self._clock(), self._limits
+            self.tell(Event(statistics=statistics(self._parts, self._opened_at)))
+            self._parts.outbox.check(now)
+            if now >= self._ends_at:
+                raise QuotaExceeded(
+                    "the length of a session", limit=f"{limits.session_seconds:g} s"
+                )
+            if now - self._heard_at >= limits.idle_seconds:
+                raise TimedOut("waiting for the client to say anything", limit=limits.idle_seconds)
+            left = min(self._ends_at - now, self._heard_at + limits.idle_seconds - now)
+            if left <= limits.warning_seconds and not self._warned:
+                self._warned = True
+                kind = avatar_pb2.NOTICE_KIND_ENDING_SOON
+                text = f"the session ends in {left:.0f} s"
+                self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
