@@ -1,0 +1,258 @@
+"""Who holds a session: one gateway at a time, written down in Redis with the end of its log.
+
+Beside the path: log → **lease** → Redis. A client that lost its gateway resumes on another one
+with its token. Whoever took over last has the highest epoch; every write of an older owner is
+refused and ends its session. When Redis is away sessions go on; what was not written is written
+when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+
+import structlog
+
+from services.gateway.log import Entry, SessionLog
+from services.gateway.pacer import Position
+from services.gateway.record import entry_to_proto
+from services.gateway.store import Script, Store
+from services.gateway.wake import Wake
+from services.runtime.metrics import GatewayMetrics
+from talkingmachines.errors import Fenced, NotFound, Unavailable
+from talkingmachines.v1 import storage_pb2
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+# KEYS: session, log. ARGV: owner, epoch, token digest, tenant, record, time to live.
+_OPEN = Script("""
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'epoch', ARGV[2], 'token', ARGV[3],
+  'tenant', ARGV[4], 'record', ARGV[5], 'end', '0')
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('DEL', KEYS[2])
+return 1
+""")
+
+# ARGV: owner, epoch, time to live, entries to keep, first chunk (-1: nothing to write), entries.
+# The log ends with the entries given, whatever it held from `first` on.
+_WRITE = Script("""
+local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'end')
+if not held[1] then return -1 end
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
+local first, past = tonumber(ARGV[5]), tonumber(held[3])
+if first >= 0 then
+  if first > past or past - first >= redis.call('LLEN', KEYS[2]) then
+    redis.call('DEL', KEYS[2])
+  elseif first < past then
+    redis.call('LTRIM', KEYS[2], 0, first - past - 1)
+  end
+  for i = 6, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
+  redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
+  redis.call('HSET', KEYS[1], 'end', first + #ARGV - 5)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+""")
+
+# ARGV: token digest, tenant, owner, new token digest, time to live.
+_TAKE = Script("""
+local held = redis.call('HMGET', KEYS[1], 'token', 'tenant', 'epoch', 'record')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return false end
+local epoch = tonumber(held[3]) + 1
+redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'epoch', epoch, 'token', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+return {epoch, held[4], redis.call('LRANGE', KEYS[2], 0, -1)}
+""")
+
+# ARGV: owner, epoch.
+_END = Script("""
+local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch')
+if held[1] == ARGV[1] and held[2] == ARGV[2] then redis.call('DEL', KEYS[1], KEYS[2]) end
+return 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A session that this gateway holds now."""
+
+    session_id: str
+    epoch: int
+    token: bytes  # resumes it, once; a secret
+    record: storage_pb2.SessionRecord
+    log: tuple[storage_pb2.LogEntry, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        name = f"tm:session:{{{self.session_id}}}"
+        return name, f"{name}:log"
+
+
+class Leases:
+    """Opens, takes over and ends sessions in the name of one gateway.
+
+    Args:
+        owner: this gateway, unlike any other.
+        window: seconds during which a session whose gateway is gone can be resumed.
+    """
+
+    def __init__(self, store: Store, *, owner: str, window: float, metrics: GatewayMetrics) -> None:
+        self._store = store
+        self._owner = owner
+        self._metrics = metrics
+        self.window = window
+        # Renewed every third of it: when a gateway dies, at least the window is left.
+        self.lifetime = 1.5 * window
+
+    async def open(self, record: storage_pb2.SessionRecord) -> Grant:
+        """A new session.
+
+        Raises:
+            Unavailable: Redis is away.
+        """
+        session_id = secrets.token_hex(12)
+        grant = Grant(session_id, 1, _token(session_id), record)
+        await self._create(grant)
+        return grant
+
+    async def resume(self, token: bytes, *, tenant: str) -> Grant:
+        """The session that `token` opens, taken from whoever holds it.
+
+        Raises:
+            NotFound: no session, or not with this token or tenant.
+            Unavailable: Redis is away.
+        """
+        session_id = token.partition(b".")[0].decode("ascii", "replace")[:64]
+        claim = Grant(session_id, 0, _token(session_id), storage_pb2.SessionRecord())
+        args = [_digest(token), tenant, self._owner, _digest(claim.token), self._ttl]
+        taken = await self._store.run(_TAKE, claim.keys, args)
+        if taken is None:
+            raise NotFound("session to resume", session_id)
+        epoch, record, entries = taken
+        return Grant(
+            session_id,
+            epoch,
+            claim.token,
+            storage_pb2.SessionRecord.FromString(record),
+            tuple(storage_pb2.LogEntry.FromString(entry) for entry in entries),
+        )
+
+    async def end(self, grant: Grant) -> None:
+        """The session is over; it cannot be resumed. Redis away: it expires by itself."""
+        with suppress(Unavailable):
+            await self._store.run(_END, grant.keys, [self._owner, grant.epoch])
+
+    def hold(
+        self, grant: Grant, log: SessionLog, *, keep: int, at: Callable[[], tuple[Position, int]]
+    ) -> Lease:
+        """Keep the session ours and its log written.
+
+        Args:
+            keep: entries of the log that another gateway needs.
+            at: what is to be sent next, and the turn that the last interruption began.
+        """
+        return Lease(self, grant, log, keep=keep, at=at)
+
+    async def write(self, grant: Grant, keep: int, first: int, entries: list[bytes]) -> None:
+        """Write the log from chunk `first` on; -1: only stay the owner.
+
+        Raises:
+            Fenced: another connection holds the session.
+            Unavailable: Redis is away.
+        """
+        args = [self._owner, grant.epoch, self._ttl, keep, first, *entries]
+        match await self._store.run(_WRITE, grant.keys, args):
+            case 0:
+                self._metrics.leases_lost.inc()
+                raise Fenced("another connection took the session over")
+            case -1:  # Redis lost it, or was away for too long
+                await self._create(grant)
+                raise Unavailable("the session had to be written anew", retry_after=0.0)
+
+    async def _create(self, grant: Grant) -> None:
+        record = grant.record.SerializeToString()
+        digest = _digest(grant.token)
+        args = [self._owner, grant.epoch, digest, grant.record.tenant, record, self._ttl]
+        await self._store.run(_OPEN, grant.keys, args)
+
+    @property
+    def _ttl(self) -> int:
+        return round(1000 * self.lifetime)
+
+
+class Lease:
+    """One session's lease: a journal that writes in the background, and renews."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        grant: Grant,
+        log: SessionLog,
+        *,
+        keep: int,
+        at: Callable[[], tuple[Position, int]],
+    ) -> None:
+        self._leases = leases
+        self._grant = grant
+        self._log = log
+        self._keep = keep
+        self._at = at
+        self._wake = Wake()
+        self._unwritten: int | None = None  # the first chunk that Redis does not have
+
+    def wrote(self, chunk: int) -> None:
+        """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
+        if self._unwritten is None or chunk < self._unwritten:
+            self._unwritten = chunk
+        self._wake.give()
+
+    async def keep(self) -> None:
+        """Write and renew for as long as the session lasts.
+
+        Raises:
+            Fenced: another connection took the session over.
+        """
+        while True:
+            if self._unwritten is None:
+                await self._wake.wait(self._leases.lifetime / 3)
+            try:
+                await self._write()
+            except Unavailable as error:
+                self._unwritten = 0  # what is kept of the log goes there anew
+                if error.retry_after:
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _write(self) -> None:
+        first, self._unwritten = self._unwritten, None
+        drawn = [entry for entry in self._log.entries if entry.latents is not None]
+        if first is None:
+            await self._leases.write(self._grant, self._keep, -1, [])
+            return
+        entries = [entry for entry in drawn[-self._keep :] if entry.chunk.chunk >= first]
+        if entries:
+            first = entries[0].chunk.chunk
+        await self._leases.write(
+            self._grant, self._keep, first, [self._bytes(entry) for entry in entries]
+        )
+
+    def _bytes(self, entry: Entry) -> bytes:
+        position, turn = self._at()
+        return entry_to_proto(entry, sent_frame=position.frame, turn=turn).SerializeToString()
+
+
+def _token(session_id: str) -> bytes:
+    return f"{session_id}.{secrets.token_urlsafe(32)}".encode()
+
+
+def _digest(token: bytes) -> str:
+    """What is kept of a token: enough to know it again, not to use it."""
+    return sha256(token).hexdigest()
