@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from services.gateway.images import ImageLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,17 @@ class SessionLimits:
     warning_seconds: float = 30.0  # before either of these ends it
     buffered_seconds: float = 30.0  # speech that may wait to be played
     messages_per_second: float = 500.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """Of one API key, or one subject of tokens."""
+
+    sessions: int = 10  # at once, in the whole fleet
+    avatars: int = 100  # of the caller's tenant
+    requests_per_second: float = 20.0  # besides what sessions carry; per gateway
+    image: ImageLimits = field(default_factory=ImageLimits)
+    session: SessionLimits = field(default_factory=SessionLimits)
 
 
 class Allowance:

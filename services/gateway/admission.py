@@ -1,0 +1,204 @@
+"""Who may begin a session now: places in the whole fleet, and a fair queue for them.
+
+Beside the path: opening → **admission** → Redis. All gateways count in the same place. A place that
+is not renewed is free again, so a gateway that dies takes none with it. Running sessions never pay
+for new ones: their places are only ever renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+
+from services.gateway.store import Script, Store
+from services.runtime.metrics import GatewayMetrics
+from talkingmachines.errors import NoCapacity, QuotaExceeded, Unavailable
+
+_POLL_SECONDS = 0.5
+_PLACE_SECONDS = 30.0  # a place lives so long without being renewed
+_WAITING_SECONDS = 5.0  # a ticket lives so long without being asked about
+_RETRY_SECONDS = 5.0
+
+_ACTIVE, _QUEUE, _WAITING, _COUNTER = (
+    f"tm:{{fleet}}:{name}" for name in ("active", "queue", "waiting", "tickets")
+)
+
+# KEYS: active, queue, waiting, counter, the caller's. ARGV: ticket, capacity (0: any), the
+# caller's most, longest queue, seconds of a place, seconds of a ticket, order (or '').
+# Returns position (0: admitted, -1: the caller has its share, -2: the queue is full), depth, order.
+_ENTER = Script("""
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[5], ARGV[1])
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
+  redis.call('ZREM', KEYS[2], gone)
+  redis.call('ZREM', KEYS[3], gone)
+end
+if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[3]) then return {-1, 0, ''} end
+local order = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ARGV[7]
+if order == '' then
+  if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[4]) then return {-2, 0, ''} end
+  order = tostring(redis.call('INCR', KEYS[4]))
+end
+redis.call('ZADD', KEYS[2], order, ARGV[1])
+redis.call('ZADD', KEYS[3], now + ARGV[6], ARGV[1])
+local rank = redis.call('ZRANK', KEYS[2], ARGV[1])
+local most = tonumber(ARGV[2])
+if rank == 0 and (most == 0 or redis.call('ZCARD', KEYS[1]) < most) then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
+  redis.call('ZADD', KEYS[5], now + ARGV[5], ARGV[1])
+  redis.call('EXPIRE', KEYS[5], 86400)
+  return {0, 0, order}
+end
+return {rank + 1, redis.call('ZCARD', KEYS[2]), order}
+""")
+
+# KEYS: active, the caller's. ARGV: ticket, seconds.
+_RENEW = Script("""
+local time = redis.call('TIME')
+local until_ = time[1] + time[2] / 1000000 + ARGV[2]
+redis.call('ZADD', KEYS[1], until_, ARGV[1])
+redis.call('ZADD', KEYS[2], until_, ARGV[1])
+redis.call('EXPIRE', KEYS[2], 86400)
+return 1
+""")
+
+# KEYS: active, queue, waiting, the caller's. ARGV: ticket.
+_LEAVE = Script("""
+for i = 1, 4 do redis.call('ZREM', KEYS[i], ARGV[1]) end
+return 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the fleet takes."""
+
+    sessions: int = 0  # at once; 0: as many as the engines take
+    queue: int = 1_000  # callers that may wait
+
+
+class Admission:
+    """Places for sessions, fleet-wide."""
+
+    def __init__(self, store: Store, capacity: Capacity, *, metrics: GatewayMetrics) -> None:
+        self._store = store
+        self._capacity = capacity
+        self._metrics = metrics
+        metrics.session_capacity.set(capacity.sessions)
+
+    def ticket(self, caller: str, *, most: int, tell: Callable[[int, int], None]) -> Ticket:
+        """A place to be asked for.
+
+        Args:
+            caller: whose sessions are counted together.
+            most: sessions that the caller may have at once.
+            tell: told position and depth whenever they change while waiting.
+        """
+        return Ticket(self, caller, most=most, tell=tell)
+
+    async def enter(self, ticket: str, caller: str, most: int, order: str) -> tuple[int, int, str]:
+        keys = [_ACTIVE, _QUEUE, _WAITING, _COUNTER, _caller(caller)]
+        limits = [self._capacity.sessions, most, self._capacity.queue]
+        args = [ticket, *limits, _PLACE_SECONDS, _WAITING_SECONDS, order]
+        position, depth, order_ = await self._store.run(_ENTER, keys, args)
+        return int(position), int(depth), order_.decode()
+
+    async def renew(self, ticket: str, caller: str) -> None:
+        keys = [_ACTIVE, _caller(caller)]
+        await self._store.run(_RENEW, keys, [ticket, _PLACE_SECONDS])
+
+    async def leave(self, ticket: str, caller: str) -> None:
+        keys = [_ACTIVE, _QUEUE, _WAITING, _caller(caller)]
+        await self._store.run(_LEAVE, keys, [ticket])
+
+    def waited(self, seconds: float) -> None:
+        self._metrics.queue_wait.observe(seconds)
+
+
+class Ticket:
+    """One caller's claim to a place: waits for it, keeps it, gives it back."""
+
+    def __init__(
+        self, admission: Admission, caller: str, *, most: int, tell: Callable[[int, int], None]
+    ) -> None:
+        self._admission = admission
+        self._caller = caller
+        self._most = most
+        self._tell = tell
+        self._name = secrets.token_hex(12)
+        self._order = ""  # in the queue; kept when a place turns out to be none
+        self._told = (0, 0)
+
+    async def wait(self, deadline: float) -> None:
+        """Return with a place.
+
+        Args:
+            deadline: loop time until which to wait.
+
+        Raises:
+            QuotaExceeded: the caller has all the sessions it may have.
+            NoCapacity: there is none until the deadline, or the queue is full.
+            Unavailable: Redis is away.
+        """
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        while True:
+            position, depth, order = await self._admission.enter(
+                self._name, self._caller, self._most, self._order
+            )
+            match position:
+                case 0:
+                    self._order = order
+                    self._admission.waited(clock() - started)
+                    return
+                case -1:
+                    raise QuotaExceeded("sessions at once", limit=str(self._most))
+                case -2:
+                    raise NoCapacity("a session", retry_after=_RETRY_SECONDS)
+            self._order = order
+            await self.pause(deadline, position=position, depth=depth)
+
+    async def pause(self, deadline: float, *, position: int = 1, depth: int = 1) -> None:
+        """Tell the position, and wait a little.
+
+        Raises:
+            NoCapacity: the deadline has come.
+        """
+        if asyncio.get_running_loop().time() + _POLL_SECONDS > deadline:
+            await self.give_back()
+            raise NoCapacity("a session", retry_after=_RETRY_SECONDS)
+        if (position, depth) != self._told:
+            self._told = (position, depth)
+            self._tell(position, depth)
+        await asyncio.sleep(_POLL_SECONDS * random.uniform(0.7, 1.0))
+
+    async def take(self) -> None:
+        """Take a place without asking: a session that is resumed had one."""
+        with suppress(Unavailable):
+            await self._admission.renew(self._name, self._caller)
+
+    async def keep(self) -> None:
+        """Renew the place for as long as the session lasts."""
+        while True:
+            await asyncio.sleep(_PLACE_SECONDS / 3)
+            await self.take()
+
+    async def give_back(self) -> None:
+        """Leave place or queue; Redis away: both are forgotten by themselves."""
+        with suppress(Unavailable):
+            await self._admission.leave(self._name, self._caller)
+
+
+def _caller(name: str) -> str:
+    return f"tm:{{fleet}}:caller:{sha256(name.encode()).hexdigest()[:32]}"
