@@ -33,23 +33,16 @@ class Room:
 class Outbox:
     """Messages in order, from one writer to one reader.
 
-    Args:
+    Set before media flows:
         wants_frames, wants_sound: what the client asked for; the rest is left out.
         need_key_frame: called when an encoded picture was dropped, so that decoding can go on.
     """
 
-    def __init__(
-        self,
-        room: Room,
-        *,
-        wants_frames: bool = True,
-        wants_sound: bool = True,
-        need_key_frame: Callable[[], None],
-    ) -> None:
+    def __init__(self, room: Room) -> None:
+        self.wants_frames = True
+        self.wants_sound = True
+        self.need_key_frame: Callable[[], None] = lambda: None
         self._room = room
-        self._wants_frames = wants_frames
-        self._wants_sound = wants_sound
-        self._need_key_frame = need_key_frame
         self._items: deque[Item] = deque()
         self._frames = 0
         self._sounds = 0
@@ -60,13 +53,13 @@ class Outbox:
 
     def frame(self, frame: VideoFrame) -> bool:
         """Put a picture; False when it was dropped."""
-        if not self._wants_frames:
+        if not self.wants_frames:
             return True
         picture = frame.picture
         dependent = isinstance(picture, EncodedPicture) and not picture.key_frame
         if self._frames >= self._room.frames or (self._broken and dependent):
             if not self._broken and isinstance(picture, EncodedPicture):
-                self._need_key_frame()
+                self.need_key_frame()
             self._broken = True
             return False
         self._broken = False
@@ -75,7 +68,7 @@ class Outbox:
         return True
 
     def sound(self, pcm: Pcm) -> None:
-        if self._wants_sound and self._sounds < self._room.sounds:
+        if self.wants_sound and self._sounds < self._room.sounds:
             self._sounds += 1
             self._put(pcm)
 
@@ -99,7 +92,7 @@ class Outbox:
         self._sounds = sum(isinstance(item, Pcm) for item in kept)
         if lost and not self._broken:
             self._broken = True
-            self._need_key_frame()
+            self.need_key_frame()
 
     def close(self) -> None:
         """Nothing more will come; what waits is still read."""

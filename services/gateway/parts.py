@@ -11,9 +11,9 @@ from typing import Protocol
 from services.gateway.attachment import Attachment
 from services.gateway.chunk import Chunk
 from services.gateway.chunker import Chunker
-from services.gateway.log import Entry, SessionLog
+from services.gateway.log import SessionLog
 from services.gateway.outbox import Outbox
-from services.gateway.pacer import Pacer, Position
+from services.gateway.pacer import Pacer
 from services.gateway.wires import VaeWire
 from talkingmachines.media import Latents
 from talkingmachines.picture import VideoFrame
@@ -22,11 +22,8 @@ from talkingmachines.picture import VideoFrame
 class Journal(Protocol):
     """Keeps the session where another gateway finds it. Never waits, never fails."""
 
-    def wrote(self, entry: Entry, *, sent: Position) -> None:
-        """A chunk was drawn."""
-
-    def rewound(self, next_chunk: int) -> None:
-        """Chunks from `next_chunk` on are void; the last one before it may have changed."""
+    def wrote(self, chunk: int) -> None:
+        """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
 
 
 @dataclass(frozen=True, slots=True)

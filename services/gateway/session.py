@@ -6,7 +6,8 @@ On the path: this is the path. Every stage is a file of its own; only the sessio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import structlog
 
@@ -16,7 +17,8 @@ from services.gateway.outbox import Event
 from services.gateway.pacer import Position
 from services.gateway.parts import Parts
 from services.gateway.speech import SpeechSource
-from services.gateway.statistics import statistics
+from services.gateway.statistics import Standing, statistics
+from services.runtime.metrics import SessionState
 from talkingmachines.errors import BadInput, QuotaExceeded, TimedOut
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Latents, Pcm
@@ -40,6 +42,7 @@ class Session:
         self,
         parts: Parts,
         limits: SessionLimits,
+        standing: Standing,
         *,
         backlog: tuple[Latents, ...] = (),
         opened_at: float,
@@ -47,6 +50,7 @@ class Session:
     ) -> None:
         self._parts = parts
         self._limits = limits
+        self._standing = standing
         self._backlog = backlog
         self._clock = asyncio.get_running_loop().time
         self._opened_at = opened_at
@@ -64,9 +68,15 @@ class Session:
         await self._parts.pacer.play(frames)
 
     async def run(
-        self, requests: AsyncIterator[avatar_pb2.TalkRequest], source: SpeechSource
+        self,
+        requests: AsyncIterator[avatar_pb2.TalkRequest],
+        source: SpeechSource,
+        *alongside: Coroutine[Any, Any, None],
     ) -> None:
         """Hold the conversation with one client until either side ends it.
+
+        Args:
+            alongside: what else lasts as long as the session.
 
         Raises:
             TalkingMachinesError: why it ended, other than well; possibly in a group.
@@ -76,6 +86,7 @@ class Session:
                 tasks.create_task(self._listen(requests, source)),
                 tasks.create_task(source.run(self)),
                 tasks.create_task(self._watch()),
+                *(tasks.create_task(work) for work in alongside),
             ]
             await self.converse()
             for task in beside:
@@ -106,7 +117,7 @@ class Session:
             raise BadInput("interrupt.turn", got=turn, expected=f"0 to {ended}")
         chunker.interrupt(ended + 1)
         at = pacer.rewind(ended + 1)
-        self._parts.journal.rewound(self._parts.log.next_chunk)
+        self._parts.journal.wrote(max(0, self._parts.log.next_chunk - 1))
         self._parts.outbox.void(at.frame, at.sample)
         cut = avatar_pb2.Interrupted(turn=ended, sample=at.sample, frame=at.frame)
         self.tell(Event(interrupted=cut))
@@ -178,8 +189,8 @@ class Session:
         for drawn in self._backlog:
             yield drawn
         async for item in latents:
-            if isinstance(item, Latents) and (entry := self._parts.log.entry(item.chunk)):
-                self._parts.journal.wrote(entry, sent=self._parts.pacer.next)
+            if isinstance(item, Latents):
+                self._parts.journal.wrote(item.chunk)
             yield item
 
     async def _watch(self) -> None:
@@ -188,6 +199,8 @@ class Session:
             await asyncio.sleep(_WATCH_SECONDS)
             now, limits = self._clock(), self._limits
             self.tell(Event(statistics=statistics(self._parts, self._opened_at)))
+            speaking = self._parts.pacer.speaking(0)
+            self._standing.be(SessionState.SPEAKING if speaking else SessionState.LISTENING)
             self._parts.outbox.check(now)
             if now >= self._ends_at:
                 raise QuotaExceeded(

@@ -1,10 +1,33 @@
-"""How a session is doing, as its client is told once a second."""
+"""How a session is doing: for its client once a second, for the operator as a count by state."""
 
 from __future__ import annotations
 
+from typing import Self
+
 from services.gateway.parts import Parts
+from services.runtime.metrics import GatewayMetrics, SessionState
 from talkingmachines import duration
 from talkingmachines.v1 import avatar_pb2
+
+
+class Standing:
+    """The state in which one session is counted; leaving the block counts it no more."""
+
+    def __init__(self, metrics: GatewayMetrics, state: SessionState) -> None:
+        self._sessions = metrics.sessions
+        self._state = state
+
+    def be(self, state: SessionState) -> None:
+        self._sessions.labels(self._state).dec()
+        self._sessions.labels(state).inc()
+        self._state = state
+
+    def __enter__(self) -> Self:
+        self._sessions.labels(self._state).inc()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sessions.labels(self._state).dec()
 
 
 def statistics(parts: Parts, opened_at: float) -> avatar_pb2.Statistics:

@@ -161,7 +161,11 @@ class VaeWire:
         return vae_pb2.DecodeRequest(rewind=vae_pb2.DecodeRewind(turn=turn, tail=tail))
 
     def attached(self, reply: vae_pb2.DecodeResponse) -> str | None:
-        return reply.attached.replica if reply.HasField("attached") else None
+        if not reply.HasField("attached"):
+            return None
+        if reply.attached.HasField("video"):  # with the replica's defaults filled in
+            self.video = VideoFormat.from_proto(reply.attached.video, at="attached.video")
+        return reply.attached.replica
 
     def read(self, reply: vae_pb2.DecodeResponse) -> VideoFrame | media_pb2.HandOver:
         if reply.HasField("hand_over"):

@@ -15,15 +15,16 @@ from prometheus_client import CollectorRegistry
 from services.gateway.attachment import Attachment, Patience
 from services.gateway.chunker import Chunker
 from services.gateway.limits import SessionLimits
-from services.gateway.log import Entry, SessionLog, TailLength
+from services.gateway.log import SessionLog, TailLength
 from services.gateway.outbox import Outbox, Room
 from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.session import Session
 from services.gateway.speech import Drive
+from services.gateway.statistics import Standing
 from services.gateway.wake import Wake
 from services.gateway.wires import ScoreWire, VaeWire
-from services.runtime.metrics import GatewayMetrics
+from services.runtime.metrics import GatewayMetrics, SessionState
 from talkingmachines.media import Pcm, Tensor
 from talkingmachines.picture import Codec, PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -68,8 +69,7 @@ class LocalVae:
 
 
 class NoJournal:
-    def wrote(self, entry: Entry, *, sent: Position) -> None: ...
-    def rewound(self, next_chunk: int) -> None: ...
+    def wrote(self, chunk: int) -> None: ...
 
 
 @dataclass
@@ -175,7 +175,7 @@ async def stage(
     faces = [media_pb2.Region(width=1, height=1)] * 2
     conditioning = score_pb2.Conditioning(checkpoint=CHECKPOINT, anchor=anchor, faces=faces)
     log, chunker = SessionLog(spec), Chunker(spec, speakers=2)
-    outbox = Outbox(room or Room(), need_key_frame=lambda: session.ask_key_frame())
+    outbox = Outbox(room or Room())
     pacer = Pacer(
         spec,
         log,
@@ -210,7 +210,9 @@ async def stage(
         outbox=outbox,
         journal=NoJournal(),
     )
-    session = Session(parts, limits or SessionLimits(), opened_at=0.0)
+    standing = Standing(metrics, SessionState.LISTENING)
+    session = Session(parts, limits or SessionLimits(), standing, opened_at=0.0)
+    outbox.need_key_frame = session.ask_key_frame
     client = Client()
     requests: asyncio.Queue[avatar_pb2.TalkRequest | None] = asyncio.Queue()
 

@@ -1,0 +1,111 @@
+"""The gateway, put together: settings in, a running server out.
+
+`__main__` runs one for ever; the fleet on one machine and the tests run some within a process.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from services.gateway.admission import Admission
+from services.gateway.auth import ApiKeys, Authenticator, Door, Tokens
+from services.gateway.avatars import Avatars
+from services.gateway.blobs import Blobs
+from services.gateway.calls import Calls, Conversation
+from services.gateway.engines import Engines
+from services.gateway.index import Index
+from services.gateway.lease import Leases
+from services.gateway.opening import Workshop
+from services.gateway.servicer import AvatarServicer
+from services.gateway.settings import Settings
+from services.gateway.store import Store, connect
+from services.runtime.channel import open_channel
+from services.runtime.drain import Drain
+from services.runtime.endpoint import HttpEndpoint
+from services.runtime.metrics import GatewayMetrics, RpcMetrics
+from services.runtime.server import Server, Service
+from services.runtime.tracing import Tracing
+from talkingmachines.channel import DomainChannel
+from talkingmachines.v1.avatar_pb2 import DESCRIPTOR
+from talkingmachines.v1.avatar_pb2_grpc import add_AvatarServiceServicer_to_server
+
+NAME = DESCRIPTOR.services_by_name["AvatarService"].full_name
+
+
+@asynccontextmanager
+async def gateway(
+    settings: Settings,
+    *,
+    drain: Drain,
+    registry: CollectorRegistry,
+    conversation: Conversation | None = None,
+) -> AsyncIterator[tuple[Server, Avatars]]:
+    """A gateway that serves while entered, and drains when left.
+
+    Args:
+        conversation: makes the source of speech for CONVERSE; None: only DRIVE is offered.
+    """
+    metrics = GatewayMetrics(registry)
+    async with AsyncExitStack() as stack:
+        tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
+        engines = Engines(*[await stack.enter_async_context(it) for it in _channels(settings)])
+        redis = connect(
+            settings.redis.url.get_secret_value(), authorities=settings.redis.authorities
+        )
+        store = Store(redis, metrics)
+        stack.push_async_callback(store.close)
+        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        owner, window = secrets.token_hex(8), settings.resume_seconds
+        leases = Leases(store, owner=owner, window=window, metrics=metrics)
+        calls = Calls(
+            avatars=avatars,
+            leases=leases,
+            admission=Admission(store, settings.capacity, metrics=metrics),
+            workshop=Workshop(engines, leases, settings.lead, settings.patience, metrics),
+            drain=drain,
+            metrics=metrics,
+            conversation=conversation,
+        )
+        servicer = AvatarServicer(_door(settings), avatars, calls, metrics, settings.room)
+        server = Server(
+            settings.listen,
+            [Service(NAME, partial(add_AvatarServiceServicer_to_server, servicer))],
+            drain=drain,
+            metrics=RpcMetrics(registry),
+            tracing=tracing,
+            checks={},  # without Redis or engines running sessions go on: still worth serving
+        )
+        endpoint = HttpEndpoint(settings.endpoint, registry=registry, checks={})
+        await stack.enter_async_context(endpoint)
+        await stack.enter_async_context(server)
+        yield server, avatars
+
+
+def _channels(settings: Settings) -> list[DomainChannel]:
+    token = settings.engine_token_file
+    metadata = [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
+    return [open_channel(peer, metadata=metadata) for peer in (settings.score, settings.vae)]
+
+
+def _door(settings: Settings) -> Door:
+    limits, ways = settings.caller_limits, list[Authenticator]()
+    if settings.auth.keys_file is not None:
+        ways.append(ApiKeys(settings.auth.keys_file, limits=limits))
+    if (tokens := settings.auth.jwt) is not None:
+        ways.append(
+            Tokens(
+                key=tokens.key_file.read_text() if tokens.key_file else None,
+                jwks_url=tokens.jwks_url,
+                issuer=tokens.issuer,
+                audience=tokens.audience,
+                algorithms=tokens.algorithms,
+                tenant_claim=tokens.tenant_claim,
+                limits=limits,
+            )
+        )
+    return Door(ways, limits=limits)

@@ -1,0 +1,149 @@
+"""The public service: requests in, replies out, nothing else.
+
+On the path: client → **servicer** → calls, avatars.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.gateway.auth import Caller, Door
+from services.gateway.avatars import Avatars
+from services.gateway.calls import Calls, refusal
+from services.gateway.limits import Allowance
+from services.gateway.outbox import Item, Outbox, Room
+from services.runtime.interceptor import Context
+from services.runtime.metrics import GatewayMetrics, Refusal, Transport
+from talkingmachines.errors import QuotaExceeded, TalkingMachinesError, Unauthenticated
+from talkingmachines.media import Pcm
+from talkingmachines.picture import VideoFrame
+from talkingmachines.v1 import avatar_pb2
+from talkingmachines.v1.avatar_pb2_grpc import AvatarServiceServicer
+
+_MOST_ALLOWANCES = 10_000
+
+
+@dataclass
+class AvatarServicer(AvatarServiceServicer):
+    """AvatarService, for callers that the door lets in."""
+
+    door: Door
+    avatars: Avatars
+    calls: Calls
+    metrics: GatewayMetrics
+    room: Room
+    _allowances: dict[str, Allowance] = field(default_factory=dict)
+
+    async def CreateAvatar(
+        self, request: avatar_pb2.CreateAvatarRequest, context: Context
+    ) -> avatar_pb2.CreateAvatarResponse:
+        caller = await self._enter(context)
+        limits = caller.limits
+        avatar = await self.avatars.create(
+            caller.tenant, request, limits=limits.image, most=limits.avatars
+        )
+        return avatar_pb2.CreateAvatarResponse(avatar=avatar)
+
+    async def GetAvatar(
+        self, request: avatar_pb2.GetAvatarRequest, context: Context
+    ) -> avatar_pb2.GetAvatarResponse:
+        caller = await self._enter(context)
+        avatar = await self.avatars.get(caller.tenant, request.avatar_id)
+        return avatar_pb2.GetAvatarResponse(avatar=avatar)
+
+    async def ListAvatars(
+        self, request: avatar_pb2.ListAvatarsRequest, context: Context
+    ) -> avatar_pb2.ListAvatarsResponse:
+        caller = await self._enter(context)
+        return await self.avatars.list(caller.tenant, request)
+
+    async def DeleteAvatar(
+        self, request: avatar_pb2.DeleteAvatarRequest, context: Context
+    ) -> avatar_pb2.DeleteAvatarResponse:
+        caller = await self._enter(context)
+        await self.avatars.delete(caller.tenant, request.avatar_id)
+        return avatar_pb2.DeleteAvatarResponse()
+
+    async def Talk(
+        self, request_iterator: AsyncIterator[avatar_pb2.TalkRequest], context: Context
+    ) -> AsyncIterator[avatar_pb2.TalkResponse]:
+        caller = await self._enter(context)
+        outbox = Outbox(self.room)
+        call = asyncio.create_task(self.calls.hold(caller, request_iterator, outbox))
+        viewers = self.metrics.viewers.labels(Transport.GRPC)
+        viewers.inc()
+        try:
+            with _cut_off_after(call, seconds=self.room.seconds):
+                call.add_done_callback(lambda _: outbox.close())
+                async for item in outbox:
+                    yield self._message(item)
+        finally:
+            viewers.dec()
+            await _end(call)
+
+    def _message(self, item: Item) -> avatar_pb2.TalkResponse:
+        match item:
+            case VideoFrame():
+                self.metrics.frames.labels(Transport.GRPC).inc()
+                return avatar_pb2.TalkResponse(frame=item.to_proto())
+            case Pcm():
+                return avatar_pb2.TalkResponse(speech=item.to_proto())
+            case _:
+                return item
+
+    async def _enter(self, context: Context) -> Caller:
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        try:
+            caller = await self.door.enter(metadata)
+            if not self._allowance(caller).take(asyncio.get_running_loop().time()):
+                rate = caller.limits.requests_per_second
+                raise QuotaExceeded("requests", limit=f"{rate:g} a second")
+        except TalkingMachinesError as error:
+            credentials = isinstance(error, Unauthenticated)
+            reason = Refusal.CREDENTIALS if credentials else refusal(error)
+            self.metrics.refusals.labels(reason).inc()
+            raise
+        return caller
+
+    def _allowance(self, caller: Caller) -> Allowance:
+        allowance = self._allowances.pop(caller.name, None)
+        if allowance is None:
+            allowance = Allowance(caller.limits.requests_per_second)
+        self._allowances[caller.name] = allowance  # the last one used comes last
+        while len(self._allowances) > _MOST_ALLOWANCES:
+            del self._allowances[next(iter(self._allowances))]
+        return allowance
+
+
+@contextmanager
+def _cut_off_after(call: asyncio.Task[None], *, seconds: float) -> Iterator[None]:
+    """Cancel the running handler once `call` is over: at once if it failed, else after `seconds`.
+
+    A client that does not read would leave the handler waiting to write for ever.
+    """
+    handler, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert handler is not None
+    timers: list[asyncio.TimerHandle] = []
+
+    def over(ended: asyncio.Task[None]) -> None:
+        failed = not ended.cancelled() and ended.exception() is not None
+        timers.append(loop.call_later(0.0 if failed else seconds, handler.cancel))
+
+    call.add_done_callback(over)
+    try:
+        yield
+    finally:
+        call.remove_done_callback(over)
+        for timer in timers:
+            timer.cancel()
+
+
+async def _end(call: asyncio.Task[None]) -> None:
+    """End the call if it still runs; its own error, if it has one, is what its client is told."""
+    call.cancel()
+    with suppress(asyncio.CancelledError):
+        await call
