@@ -6,7 +6,7 @@ two tenants.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from binascii import Error as BadBase64
 from typing import Any
 
@@ -130,7 +130,7 @@ def _decoded(token: str) -> bytes | None:
     if not token:
         return None
     try:
-        return urlsafe_b64decode(token.encode())
+        return b64decode(token, altchars=b"-_", validate=True)
     except (BadBase64, ValueError):
         raise BadInput("page_token", got=token[:100], expected="one of a list's response") from None
 

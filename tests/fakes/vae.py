@@ -30,7 +30,6 @@ from talkingmachines.v1 import vae_pb2
 from talkingmachines.v1.vae_pb2_grpc import VaeServiceServicer
 from tests.fakes.replica import Replica
 
-CHECKPOINT = "fake-vae-1"
 _MARK = struct.Struct("<qqq")
 _LINK = struct.Struct("<qq?")
 
@@ -56,6 +55,7 @@ def dependence(picture: EncodedPicture) -> tuple[int, int, bool]:
 
 class FakeVae(VaeServiceServicer):
     def __init__(self, *, tail_latents: int = 8, frames_per_latent: int = 4) -> None:
+        self.checkpoint = "fake-vae-1"
         self.tail_latents = tail_latents
         self.frames_per_latent = frames_per_latent
         self.replica = Replica()
@@ -66,7 +66,7 @@ class FakeVae(VaeServiceServicer):
         self, request: vae_pb2.VaeServiceDescribeRequest, context: Any
     ) -> vae_pb2.VaeServiceDescribeResponse:
         return vae_pb2.VaeServiceDescribeResponse(
-            checkpoint=CHECKPOINT,
+            checkpoint=self.checkpoint,
             latent_channels=4,
             spatial_stride=8,
             frames_per_latent=self.frames_per_latent,
@@ -75,10 +75,10 @@ class FakeVae(VaeServiceServicer):
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:
         picture = RawPicture.from_proto(request.image, at="image")
-        digest = hashlib.sha256(picture.pixels).digest()
+        digest = hashlib.sha256(self.checkpoint.encode() + picture.pixels).digest()
         values = np.frombuffer(digest, np.uint8)[:16].reshape(4, 1, 2, 2)
         anchor = Tensor.from_array(values.astype(np.float32))
-        return vae_pb2.EncodeResponse(anchor=anchor.to_proto(), checkpoint=CHECKPOINT)
+        return vae_pb2.EncodeResponse(anchor=anchor.to_proto(), checkpoint=self.checkpoint)
 
     async def Decode(
         self, request_iterator: AsyncIterator[vae_pb2.DecodeRequest], context: Any
@@ -93,7 +93,7 @@ class FakeVae(VaeServiceServicer):
                     case "attach" if session is None:
                         session = _Session(self, event.attach)
                         attached = vae_pb2.DecodeAttached(
-                            checkpoint=CHECKPOINT,
+                            checkpoint=self.checkpoint,
                             tail_latents=self.tail_latents,
                             max_age=duration.to_proto(self.replica.max_age or 0),
                             replica="fake",

@@ -168,8 +168,9 @@ class Talk:
         self._requests: asyncio.Queue[avatar_pb2.TalkRequest | None] = asyncio.Queue()
         self._changed = asyncio.Event()
         fields.setdefault("video", RAW.to_proto())
+        credentials = fields.pop("credentials", {})
         self.send(open=avatar_pb2.Open(**fields))
-        self.call = stub.Talk(self._sent())
+        self.call = stub.Talk(self._sent(), **credentials)
         self._reading = asyncio.create_task(self._read())
         return self
 

