@@ -188,7 +188,7 @@ class _Call:
             raise NotFound("session with this checkpoint", grant.session_id)
         start = Start.of(grant, spec, want.playback)
         parts, lease = self._calls.workshop.parts(
-            grant, character, loaded, start, self._outbox, want.video
+            grant, character, loaded, start, self._outbox, want.video, self._opened_at
         )
         with about(session=grant.session_id):
             async with AsyncExitStack() as attached:
@@ -216,7 +216,6 @@ class _Call:
             self._caller.limits.session,
             self._standing,
             backlog=start.backlog,
-            opened_at=self._opened_at,
             age=time() - grant.record.open_time.seconds,
         )
 
@@ -268,6 +267,7 @@ class _Call:
         self._outbox.tell(Event(going_away=avatar_pb2.GoingAway(time_left=left)))
 
     def _queued(self, position: int, depth: int) -> None:
+        self._calls.metrics.queue_sessions.set(depth)
         self._standing.be(SessionState.QUEUED)
         self._outbox.tell(Event(queued=avatar_pb2.Queued(position=position, depth=depth)))
 

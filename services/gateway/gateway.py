@@ -23,7 +23,7 @@ from services.gateway.lease import Leases
 from services.gateway.opening import Workshop
 from services.gateway.servicer import AvatarServicer
 from services.gateway.settings import Settings
-from services.gateway.store import Store, connect
+from services.gateway.store import Certificates, Client, Store, connect
 from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
 from services.runtime.endpoint import HttpEndpoint
@@ -54,10 +54,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
         engines = Engines(*[await stack.enter_async_context(it) for it in _channels(settings)])
-        redis = connect(
-            settings.redis.url.get_secret_value(), authorities=settings.redis.authorities
-        )
-        store = Store(redis, metrics)
+        store = Store(_redis(settings), metrics)
         stack.push_async_callback(store.close)
         avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
         owner, window = secrets.token_hex(8), settings.resume_seconds
@@ -84,6 +81,12 @@ async def gateway(
         await stack.enter_async_context(endpoint)
         await stack.enter_async_context(server)
         yield server, avatars
+
+
+def _redis(settings: Settings) -> Client:
+    tls = settings.redis.tls
+    files = Certificates(tls.authorities, tls.certificate, tls.key)
+    return connect(settings.redis.url.get_secret_value(), files)
 
 
 def _channels(settings: Settings) -> list[DomainChannel]:

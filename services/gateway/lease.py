@@ -178,6 +178,10 @@ class Leases:
                 await self._create(grant)
                 raise Unavailable("the session had to be written anew", retry_after=0.0)
 
+    def held(self, change: int) -> None:
+        """Count sessions that are held."""
+        self._metrics.leases.inc(change)
+
     async def _create(self, grant: Grant) -> None:
         record = grant.record.SerializeToString()
         digest = _digest(grant.token)
@@ -221,15 +225,22 @@ class Lease:
         Raises:
             Fenced: another connection took the session over.
         """
-        while True:
-            if self._unwritten is None:
-                await self._wake.wait(self._leases.lifetime / 3)
-            try:
-                await self._write()
-            except Unavailable as error:
-                self._unwritten = 0  # what is kept of the log goes there anew
-                if error.retry_after:
-                    await asyncio.sleep(_RETRY_SECONDS)
+        self._leases.held(1)
+        try:
+            while True:
+                if self._unwritten is None:
+                    await self._wake.wait(self._leases.lifetime / 3)
+                await self._try()
+        finally:
+            self._leases.held(-1)
+
+    async def _try(self) -> None:
+        try:
+            await self._write()
+        except Unavailable as error:
+            self._unwritten = 0  # what is kept of the log goes there anew
+            if error.retry_after:
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _write(self) -> None:
         first, self._unwritten = self._unwritten, None

@@ -140,6 +140,7 @@ class Workshop:
         start: Start,
         outbox: Outbox,
         video: VideoFormat,
+        opened_at: float,
     ) -> tuple[Parts, Lease]:
         """The parts of one session, not attached yet."""
         spec = loaded.spec
@@ -156,6 +157,7 @@ class Workshop:
             keep=loaded.keep,
             metrics=self.metrics,
             start=start.position,
+            opened_at=opened_at,
         )
         score_wire = ScoreWire(
             self.engines.score,

@@ -63,7 +63,7 @@ class Playout:
     holds: int = 0
     held_seconds: float = 0.0
     skew_seconds: float = 0.0  # pictures minus sound, as sent
-    first_frame_at: float | None = None  # loop time
+    first_frame_seconds: float | None = None  # since the session was opened
     stage_seconds: float = 0.0  # the slowest chunk of late, from being asked for to its last frame
 
 
@@ -80,6 +80,7 @@ class Pacer:
 
     Args:
         keep: chunks before the played one that the log must hold.
+        opened_at: loop time at which the client asked for the session.
         start: where the media clock begins (a resumed session not at 0).
     """
 
@@ -94,6 +95,7 @@ class Pacer:
         keep: int,
         metrics: GatewayMetrics,
         start: Position,
+        opened_at: float,
     ) -> None:
         self._spec = spec
         self._log = log
@@ -101,12 +103,14 @@ class Pacer:
         self._sink = sink
         self._lead = lead
         self._keep = keep
+        self._opened_at = opened_at
         self._metrics = metrics
         self._clock = asyncio.get_running_loop().time
         self._wake = Wake()
         self._origin: float | None = None  # loop time of frame 0, once the clock runs
         self._next = start  # to be sent
         self._played = start  # by the client
+        self._made_at = 0.0  # loop time of the newest chunk's last frame
         self._played_at = 0.0  # loop time of its last report
         self._reported = False  # whether the client ever said what it played
         self._catch_up = start.frame  # frames below were sent before: they go out at once
@@ -238,8 +242,9 @@ class Pacer:
         else:
             self.playout.frames_dropped += 1
             self._metrics.frames_dropped.labels(DropReason.SLOW_VIEWER).inc()
-        if self.playout.first_frame_at is None:
-            self.playout.first_frame_at = self._clock()
+        if self.playout.first_frame_seconds is None:
+            self.playout.first_frame_seconds = self._clock() - self._opened_at
+            self._metrics.first_frame.observe(self.playout.first_frame_seconds)
         self._sound(chunk, frame.turn, self._next.sample, end)
         self._end_turns(chunk, end)
         self._next = Position(frame.frame + 1, end)
@@ -270,6 +275,9 @@ class Pacer:
     def _made(self, chunk: int) -> None:
         """A chunk's last frame is here."""
         now, asked = self._clock(), self._asked.pop(chunk, None)
+        if self.playout.chunks:
+            self._metrics.chunk_interarrival.observe(now - self._made_at)
+        self._made_at = now
         self.playout.chunks += 1
         late = self._origin is not None and self.slack(chunk) < -self._spec.chunk_seconds
         if late:
@@ -297,9 +305,13 @@ class Pacer:
         """Media that is made and not sent."""
         return len(self._frames) / self._spec.fps
 
-    def played(self, position: Position) -> None:
-        """The client says how far it has played; more than was sent, or less than before, is not
-        believed."""
+    def played(self, position: Position, *, turn: int) -> None:
+        """The client says how far it has played, in `turn` (0: it does not say in which).
+
+        More than was sent, less than before, and what an interruption voided is not believed.
+        """
+        if 0 < turn < self.turn:
+            return
         before = self._played if self._reported else Position(0, 0)
         self._reported = True
         lag = round(self._lead.viewer_lag * self._spec.fps)

@@ -35,7 +35,7 @@ class Session:
 
     Args:
         backlog: chunks of a resumed session that are drawn and were not played.
-        opened_at: loop time of Open, for the time to the first frame.
+        age: seconds that a resumed session has lasted already.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class Session:
         standing: Standing,
         *,
         backlog: tuple[Latents, ...] = (),
-        opened_at: float,
         age: float = 0.0,
     ) -> None:
         self._parts = parts
@@ -53,7 +52,6 @@ class Session:
         self._standing = standing
         self._backlog = backlog
         self._clock = asyncio.get_running_loop().time
-        self._opened_at = opened_at
         self._ends_at = self._clock() + limits.session_seconds - age
         self._heard_at = self._clock()
         self._messages = Allowance(limits.messages_per_second)
@@ -150,7 +148,8 @@ class Session:
                 self.interrupt(request.interrupt.turn)
             case "playback":
                 playback = request.playback
-                self._parts.pacer.played(Position(playback.frame, playback.sample))
+                position = Position(playback.frame, playback.sample)
+                self._parts.pacer.played(position, turn=playback.turn)
             case "key_frame":
                 self.ask_key_frame()
             case "settings":
@@ -198,7 +197,7 @@ class Session:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             now, limits = self._clock(), self._limits
-            self.tell(Event(statistics=statistics(self._parts, self._opened_at)))
+            self.tell(Event(statistics=statistics(self._parts)))
             speaking = self._parts.pacer.speaking(0)
             self._standing.be(SessionState.SPEAKING if speaking else SessionState.LISTENING)
             self._parts.outbox.check(now)

@@ -13,7 +13,7 @@ from services.gateway.images import ImageLimits
 from services.gateway.limits import CallerLimits, SessionLimits
 from services.gateway.outbox import Room
 from services.gateway.pacer import Lead
-from services.runtime.settings import Listen, Nested, Peer, ServiceSettings, is_loopback
+from services.runtime.settings import Listen, Nested, Peer, PeerTls, ServiceSettings, is_loopback
 
 
 class Jwt(Nested):
@@ -53,7 +53,7 @@ class Redis(Nested):
     """Where sessions and the index of avatars are kept."""
 
     url: SecretStr  # redis://, rediss://, unix://, redis+cluster://, redis+sentinel://
-    authorities: FilePath | None = None  # PEM of who signs the server's certificate
+    tls: PeerTls = PeerTls()  # with rediss:// only
 
 
 class Settings(ServiceSettings):

@@ -30,8 +30,8 @@ class Standing:
         self._sessions.labels(self._state).dec()
 
 
-def statistics(parts: Parts, opened_at: float) -> avatar_pb2.Statistics:
-    """Totals since the session was opened at loop time `opened_at`."""
+def statistics(parts: Parts) -> avatar_pb2.Statistics:
+    """Totals since the session was opened, or resumed here."""
     playout = parts.pacer.playout
     message = avatar_pb2.Statistics(
         chunks=playout.chunks,
@@ -53,6 +53,6 @@ def statistics(parts: Parts, opened_at: float) -> avatar_pb2.Statistics:
             )
         ],
     )
-    if playout.first_frame_at is not None:
-        message.first_frame.CopyFrom(duration.to_proto(playout.first_frame_at - opened_at))
+    if playout.first_frame_seconds is not None:
+        message.first_frame.CopyFrom(duration.to_proto(playout.first_frame_seconds))
     return message

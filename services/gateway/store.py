@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -96,13 +97,21 @@ class _Unknown(Exception):
     """Redis does not have the script (it restarted)."""
 
 
-def connect(url: str, *, authorities: Path | None = None) -> Client:
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """PEM files for a connection with TLS."""
+
+    authorities: Path | None = None  # who may sign the server's; not given: the system's own
+    certificate: Path | None = None  # ours, for a server that asks (mutual TLS)
+    key: Path | None = None
+
+
+def connect(url: str, certificates: Certificates) -> Client:
     """A client for any way in which Redis is run.
 
     Args:
         url: `redis://`, `rediss://` (TLS) or `unix://`; with `+cluster` (`redis+cluster://...`) any
             node of a cluster; `redis+sentinel://user:password@host:port,host:port/master/db`.
-        authorities: PEM file of who may sign the server's certificate; not given: the system's.
 
     Raises:
         ValueError: the URL names no way that is known.
@@ -112,8 +121,13 @@ def connect(url: str, *, authorities: Path | None = None) -> Client:
         "socket_timeout": _TIMEOUT_SECONDS,
         "socket_connect_timeout": _TIMEOUT_SECONDS,
     }
-    if scheme.startswith("rediss") and authorities is not None:
-        options["ssl_ca_certs"] = str(authorities)
+    if scheme.startswith("rediss"):
+        files = {
+            "ssl_ca_certs": certificates.authorities,
+            "ssl_certfile": certificates.certificate,
+            "ssl_keyfile": certificates.key,
+        }
+        options |= {name: str(file) for name, file in files.items() if file is not None}
     match scheme:
         case "redis" | "rediss" | "unix":
             return Redis.from_url(url, **options)

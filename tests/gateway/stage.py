@@ -185,6 +185,7 @@ async def stage(
         keep=4,
         metrics=metrics,
         start=Position(0, 0),
+        opened_at=0.0,
     )
     score_wire = ScoreWire(
         cast(Any, LocalScore(score)), "s", conditioning, seed, log, TailLength(1, TAIL_SAMPLES)
@@ -211,7 +212,7 @@ async def stage(
         journal=NoJournal(),
     )
     standing = Standing(metrics, SessionState.LISTENING)
-    session = Session(parts, limits or SessionLimits(), standing, opened_at=0.0)
+    session = Session(parts, limits or SessionLimits(), standing)
     outbox.need_key_frame = session.ask_key_frame
     client = Client()
     requests: asyncio.Queue[avatar_pb2.TalkRequest | None] = asyncio.Queue()

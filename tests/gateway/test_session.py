@@ -324,7 +324,7 @@ def test_encoded_frames_depend_only_on_frames_that_the_client_got(disturbance: s
         if disturbance == "interruption":
             position = avatar_pb2.PlaybackPosition(frame=27, sample=8_000)
             on.send(playback=position)
-            on.parts.pacer.played(Position(27, 8_000))
+            on.parts.pacer.played(Position(27, 8_000), turn=1)
             on.session.interrupt(0)
             await asyncio.sleep(1)
 
