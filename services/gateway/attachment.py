@@ -131,6 +131,7 @@ class Attachment(Generic[I, A]):
         self._next_chunk = first_chunk  # one past the newest that is completely answered
         self._expected = first_place
         self._turn = 0  # answers of lower turns are void
+        self._newest_turn = 0  # of what was given
         self._version = 0
         self._input_over = False
         self._link: Link[Any, Any] | None = None
@@ -173,6 +174,9 @@ class Attachment(Generic[I, A]):
         """Leave, and wait until the replicas have been told."""
         for task in self._tasks:
             task.cancel()
+        while not self._events.empty():
+            if isinstance(event := self._events.get_nowait(), _Made):
+                event.link.cut()  # made while the session ended
         held = [link for link in (self._link, self._successor) if link is not None]
         self._metrics.attachments.labels(self._wire.engine).dec(len(held))
         self._link = self._successor = None
@@ -182,6 +186,7 @@ class Attachment(Generic[I, A]):
         match event:
             case _Given(item=item):
                 self._pending[item.chunk] = item
+                self._newest_turn = item.turn
                 self._given_at[item.chunk] = asyncio.get_running_loop().time()
                 self._send_pending()
             case _Rewound(rewind=rewind):
@@ -250,7 +255,7 @@ class Attachment(Generic[I, A]):
     def _rewind(self, rewind: Rewind) -> None:
         self._pending.clear()
         self._given_at.clear()
-        self._turn = rewind.turn
+        self._turn = self._newest_turn = rewind.turn
         self._next_chunk, self._expected = self._wire.restart(rewind)
         self._version += 1
         if self._successor is not None:
@@ -262,7 +267,8 @@ class Attachment(Generic[I, A]):
         """Let `link` go on where this stage is, if its tail is an older or another one."""
         chunk = self._resumable
         if link.next_chunk != chunk or link.version != self._version:
-            link.send(self._wire.rewind(self._turn, chunk))
+            turn = next((item.turn for item in self._pending.values()), self._newest_turn)
+            link.send(self._wire.rewind(turn, chunk))
             link.next_chunk, link.version = chunk, self._version
 
     @property

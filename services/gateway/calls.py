@@ -124,7 +124,7 @@ class _Call:
         """Count and log the end of the call; returns what its client is told."""
         told = error if error is None else (domain_error(error) or error)
         if self._running:
-            reason = _end(told)
+            reason = _end(told, draining=self._calls.drain.started.is_set())
             self._calls.metrics.session_ends.labels(reason).inc()
             self._calls.metrics.session_seconds.observe(self._clock() - self._opened_at)
             _log.info("session ended", reason=reason, error=told)
@@ -299,12 +299,12 @@ def _final(error: TalkingMachinesError | None) -> bool:
     return isinstance(error, BadInput | QuotaExceeded | TimedOut)
 
 
-def _end(told: BaseException | None) -> SessionEnd:
+def _end(told: BaseException | None, *, draining: bool) -> SessionEnd:
     match told:
         case None:
             return SessionEnd.CLIENT
         case asyncio.CancelledError():
-            return SessionEnd.VANISHED
+            return SessionEnd.DRAIN if draining else SessionEnd.VANISHED
         case BadInput():
             return SessionEnd.BAD_INPUT
         case Fenced():

@@ -21,7 +21,7 @@ from services.gateway.chunk import Chunk, Rewind
 from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
 from services.gateway.wake import Wake
-from services.runtime.metrics import DropReason, GatewayMetrics
+from services.runtime.metrics import DropReason, GatewayMetrics, Stage
 from services.runtime.metrics import Mode as ModeLabel
 from talkingmachines.media import Mode, Pcm
 from talkingmachines.picture import VideoFrame
@@ -121,7 +121,7 @@ class Pacer:
         self._rewinds: deque[Rewind] = deque()
         self._hanging_up = False
         self._source_over = False
-        self._starved_since: float | None = None
+        self._ripe_at: float | None = None  # since when the next chunk may be asked for
         self.playout = Playout(stage_seconds=spec.chunk_seconds)
 
     # ---- Asking for chunks ----
@@ -137,10 +137,17 @@ class Pacer:
             if early > _INSTANT_SECONDS:
                 await self._wake.wait(early)
                 continue
-            cut = self._chunker.cut(chunk)
-            self._log.append(cut)
-            self._asked[chunk] = self._clock()
-            yield cut
+            yield self._cut(chunk)
+
+    def _cut(self, chunk: int) -> Chunk:
+        """The next chunk, written down."""
+        cut, now = self._chunker.cut(chunk), self._clock()
+        waited = now - (self._ripe_at or now)
+        self._metrics.chunk_seconds.labels(Stage.SPEECH).observe(waited)
+        self._ripe_at = None
+        self._log.append(cut)
+        self._asked[chunk] = now
+        return cut
 
     def slack(self, chunk: int) -> float:
         """Seconds until the chunk's first frame is due; negative when it is late."""
@@ -163,6 +170,7 @@ class Pacer:
         slack = self.slack(chunk)
         if slack > self._lead.target:
             return slack - self._lead.target
+        self._ripe_at = self._ripe_at or self._clock()
         if self._chunker.complete or self._hanging_up:
             return 0.0
         return slack - min(self._lead.target, _MARGIN * self.playout.stage_seconds)
@@ -193,7 +201,6 @@ class Pacer:
             if frame is None:
                 if self._source_over:
                     return
-                self._starve()
                 await self._wake.wait()
                 continue
             early = self._due(frame.frame) - self._clock()
@@ -209,14 +216,8 @@ class Pacer:
             self._wake.give()
         return self._origin + frame / self._spec.fps
 
-    def _starve(self) -> None:
-        """Note since when the picture is held."""
-        if self._origin is not None and self._starved_since is None:
-            self._starved_since = self._clock()
-
     def _wait_for_late(self, frame: int, late: float) -> None:
         """Let the clock wait for a frame that came late: what follows keeps its distance."""
-        self._starved_since = None
         if late <= _PUNCTUAL_SECONDS or frame < self._catch_up:
             return
         assert self._origin is not None
@@ -291,7 +292,10 @@ class Pacer:
         entry = self._log.entry(chunk)
         speaking = entry is not None and entry.chunk.mode is Mode.SPEAKING
         self._metrics.chunks.labels(ModeLabel.SPEAKING if speaking else ModeLabel.LISTENING).inc()
-        self._metrics.playout_lead.observe(max(0.0, self.lead_seconds))
+        self._metrics.playout_lead.observe(self.lead_seconds)
+        if self._origin is not None:
+            waits = max(0.0, self.slack(chunk))
+            self._metrics.chunk_seconds.labels(Stage.PLAYOUT).observe(waits)
 
     # ---- Where the client is ----
 

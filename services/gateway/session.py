@@ -198,6 +198,7 @@ class Session:
             await asyncio.sleep(_WATCH_SECONDS)
             now, limits = self._clock(), self._limits
             self.tell(Event(statistics=statistics(self._parts)))
+            self._standing.hold(self._parts.log.bytes)
             speaking = self._parts.pacer.speaking(0)
             self._standing.be(SessionState.SPEAKING if speaking else SessionState.LISTENING)
             self._parts.outbox.check(now)

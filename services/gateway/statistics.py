@@ -15,6 +15,8 @@ class Standing:
 
     def __init__(self, metrics: GatewayMetrics, state: SessionState) -> None:
         self._sessions = metrics.sessions
+        self._bytes = metrics.log_bytes
+        self._held = 0
         self._state = state
 
     def be(self, state: SessionState) -> None:
@@ -22,11 +24,17 @@ class Standing:
         self._sessions.labels(state).inc()
         self._state = state
 
+    def hold(self, size: int) -> None:
+        """Count the bytes of the session's log."""
+        self._bytes.inc(size - self._held)
+        self._held = size
+
     def __enter__(self) -> Self:
         self._sessions.labels(self._state).inc()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.hold(0)
         self._sessions.labels(self._state).dec()
 
 
