@@ -146,7 +146,7 @@ class _Session:
 
     def _latents(self, digest: bytes, message: score_pb2.DenoiseChunk) -> Latents:
         values = np.random.default_rng(list(digest)).standard_normal(self.score.shape)
-        values[0, 0, 0] = self.seed, message.chunk  # a mark that can be read
+        values[0, 0, 0, :2] = self.seed, message.chunk  # a mark that can be read
         return Latents(message.turn, message.chunk, Tensor.from_array(values))
 
     def _take(self, tail: LogTail) -> None:
