@@ -167,13 +167,22 @@ class Pacer:
 
     def _early(self, chunk: int) -> float:
         """Seconds until the chunk is to be asked for."""
-        slack = self.slack(chunk)
-        if slack > self._lead.target:
-            return slack - self._lead.target
+        ahead = self._ahead(chunk)
+        if ahead > self._lead.target:
+            return ahead - self._lead.target
         self._ripe_at = self._ripe_at or self._clock()
         if self._chunker.complete or self._hanging_up:
             return 0.0
-        return slack - min(self._lead.target, _MARGIN * self.playout.stage_seconds)
+        return ahead - min(self._lead.target, _MARGIN * self.playout.stage_seconds)
+
+    def _ahead(self, chunk: int) -> float:
+        """Seconds of media before the chunk. While the picture is held, time does not shorten it:
+        else everything that a hanging engine delays would be asked for meanwhile."""
+        if self._origin is None:
+            return self.slack(chunk)
+        awaited = max(self._next.frame, self._catch_up)
+        held = max(0.0, self._clock() - self._due(awaited))
+        return self.slack(chunk) + held
 
     # ---- Playing ----
 
