@@ -112,7 +112,8 @@ def test_frames_that_were_under_way_when_it_was_interrupted_are_not_played() -> 
         hand.chunker.interrupt(1)
         at = hand.pacer.rewind(1)
         assert at == Position(13, SPEC.sample_of_frame(13))
-        hand.give(14, 24)  # still of the old turn
+        hand.give(13, 24)  # still of the old turn
+        await asyncio.sleep(0.2)
         hand.draw()
         hand.give(13, 24, turn=1)
         return await hand.end()
