@@ -16,6 +16,7 @@ from talkingmachines.errors import (
     BadInput,
     Internal,
     NoCapacity,
+    NotFound,
     TalkingMachinesError,
     TimedOut,
     Unavailable,
@@ -106,6 +107,16 @@ async def test_a_domain_error_arrives_as_itself(
             labels = {"method": f"/{NAME}/{method}"}
             assert there.sample("tm_rpc_started_total", **labels) == 1
             assert there.sample("tm_rpc_in_flight", **labels) == 0
+
+
+@pytest.mark.parametrize("size", [200, 201, 100_000])
+async def test_an_error_about_something_long_still_arrives(size: int) -> None:
+    sent = "\N{SPARKLES}" * size
+    for error in (BadInput("text", got=sent, expected="less"), NotFound("avatar", sent)):
+        async with running(Failing(error)) as there, there.channel() as channel:
+            with pytest.raises(type(error)) as caught:
+                await EchoStub(channel).say(text("x"))
+            assert same(caught.value, error)
 
 
 async def test_an_error_within_a_task_group_arrives_as_itself() -> None:
