@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from services.vae.state import History
+from services.vae.state import History, append
 
 
 class Layer(Protocol):
@@ -137,7 +137,7 @@ def _double_time(x: Tensor, conv: CausalConv, history: History) -> Tensor:
     # Through [B, T, H, W, C] views: that is how the frames lie in memory, so it is one copy.
     y = rearrange(y.permute(0, 2, 3, 4, 1), "b t h w (two c) -> b (t two) h w c", two=2)
     y = y.permute(0, 4, 1, 2, 3)
-    return torch.cat([lead, y], dim=2) if history.first else y
+    return append([lead, y]) if history.first else y
 
 
 def double_space(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -204,7 +204,7 @@ class _HalveTime(nn.Conv3d):
         history.remember(self.slot, x, 1)
         if x.shape[2] == 1:
             return x
-        return torch.cat([x[:, :, :1], super().forward(x)], dim=2)
+        return append([x[:, :, :1], super().forward(x)])
 
 
 def number_slots(tower: nn.Module) -> None:

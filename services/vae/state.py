@@ -65,12 +65,13 @@ class History:
     def extend(self, slot: int, x: Tensor, frames: int) -> Tensor:
         """`x` [B, C, T, H, W] behind the last `frames` frames that came before it."""
         past = self._past[slot] if self._past else _zeros(x, frames)
-        return self.remember(slot, torch.cat([past, x], dim=2), frames)
+        return self.remember(slot, append([past, x]), frames)
 
     def remember(self, slot: int, window: Tensor, frames: int) -> Tensor:
         """Keep the last frames of `window` for the next pass; `window` itself is handed back."""
         # A copy: a view would keep the memory of the whole window.
-        self._next[slot] = window[:, :, window.shape[2] - frames :].clone()
+        kept = window[:, :, window.shape[2] - frames :]
+        self._next[slot] = kept.clone(memory_format=torch.channels_last_3d)
         return window
 
     def newest(self, x: Tensor, frames: int) -> Tensor:
@@ -84,12 +85,16 @@ class History:
         return State(tuple(self._next[slot] for slot in range(len(self._next))))
 
 
+def append(pieces: Sequence[Tensor]) -> Tensor:
+    """[B, C, T, H, W] pieces one after the other, laid out in memory as [B, T, H, W, C].
+
+    Concatenating what lies that way as it lies keeps it so; PyTorch's own rule for the layout of a
+    result gives up on pieces of a single frame, and every later convolution pays for the change.
+    """
+    rows = torch.cat([piece.permute(0, 2, 3, 4, 1) for piece in pieces], dim=1)
+    return rows.permute(0, 4, 1, 2, 3)
+
+
 def _zeros(x: Tensor, frames: int) -> Tensor:
     batch, channels, _, height, width = x.shape
-    empty = torch.empty(
-        (batch, channels, frames, height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last_3d,
-    )
-    return empty.zero_()
+    return x.new_zeros((batch, frames, height, width, channels)).permute(0, 4, 1, 2, 3)
