@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import describe, record
 from services.accelerator.replay import capture_for
-from services.vae.checkpoint import diffusers_names
 from services.vae.config import TowerConfig, VaeConfig, tiny, wan21
+from services.vae.diffusers_layout import name_pairs
 from services.vae.layers import Attention, Upsample
 from services.vae.model import Vae
 from services.vae.pixels import Pixels, to_pixels
@@ -172,13 +172,14 @@ def rebuild_seconds(runner: Runner, rows: int, columns: int) -> float:
 def stages(runner: Runner, rows: int, columns: int, runs: int) -> dict[str, float]:
     """Eager milliseconds by stage: the sum is the eager chunk without what happens around it."""
     layers = _stage_of_layers(runner.vae)
+    clock = clock_for(runner.device)
     marks: list[tuple[str, float]] = []
 
     def mark(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
             if runner.device.type == "cuda":
                 torch.cuda.synchronize(runner.device)
-            marks.append((name, time.perf_counter()))
+            marks.append((name, clock()))
 
         return hook
 
@@ -267,7 +268,7 @@ def diffusers_seconds(
         in_channels=3 * config.patch**2,
         out_channels=3 * config.patch**2,
     )
-    ours = dict(diffusers_names(config))
+    ours = dict(name_pairs(config))
     model.load_state_dict({theirs: weights[name] for theirs, name in ours.items()})
     model = model.eval().to(runner.device, runner.dtype)
     latents = noise(runner, 1, LATENTS, *size)
@@ -293,19 +294,26 @@ def noise(runner: Runner, batch: int, latents: int, rows: int, columns: int) -> 
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, runs: int) -> float:
-    """Least wall time of `work`, device included, after two calls to warm up.
+    """Least time of `work`, device included, after two calls to warm up.
 
-    The least, because other work on a machine only ever adds.
+    The least, because other work on a machine only ever adds. On one CPU thread it is processor
+    time, which other programs disturb little; otherwise wall time.
     """
+    clock = clock_for(device)
     times = []
     for run in range(runs + 2):
         _wait(device)
-        start = time.perf_counter()
+        start = clock()
         work()
         _wait(device)
         if run >= 2:
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return min(times)
+
+
+def clock_for(device: torch.device) -> Callable[[], float]:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def _wait(device: torch.device) -> None:
