@@ -60,19 +60,19 @@ def wan_small() -> VaeConfig:
 
 
 CPU_CASES = {
-    f"{name} {side}px {threads}t": Case(config, side, threads)
+    f"{name}-{side}px-{threads}t": Case(config, side, threads)
     for name, config in {
         "tiny": tiny(),  # 128/96/64 with a flat last stage: its convolutions see one frame
         "128/96/64": small((128, 96, 64)),
         "128/64/32": small((128, 64, 32)),
-        "128/64/32 flat": small((128, 64, 32), (3, 3, 1)),
+        "128/64/32-flat": small((128, 64, 32), (3, 3, 1)),
     }.items()
     for side in (192, 256)
     for threads in (1, 2)
-} | {"wan-small 128px 2t": Case(wan_small(), 128, 2)}
+} | {"wan-small-128px-1t": Case(wan_small(), 128, 1)}
 CUDA_CASES = {
-    "wan21 512px": Case(wan21(), 512),
-    "tiny 256px": Case(tiny(), 256),
+    "wan21-512px": Case(wan21(), 512),
+    "tiny-256px": Case(tiny(), 256),
 }
 
 
