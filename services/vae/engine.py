@@ -86,7 +86,8 @@ class Engine:
         self._last_arrival = clock()
         self._count = _Counters()
         with runner.active():
-            self._copies = HostCopies(runner.device)
+            # Room for two passes: one on its way while the next is decoded.
+            self._copies = HostCopies(runner.device, in_flight=2 * (limits.batch + 1))
 
     def prepare(self, spec: StreamSpec) -> None:
         """Compile, record and time what sessions of `spec` will run, before the first is admitted.

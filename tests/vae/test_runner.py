@@ -98,3 +98,16 @@ def test_gpu_machines_need_few_packages() -> None:
             for name in names:
                 root = name.split(".")[0]
                 assert root in allowed | extra | sys.stdlib_module_names, f"{file.name}: {name}"
+
+
+def test_a_step_compiles_as_one_graph() -> None:
+    """GPUs run it so; a break in the graph would fail there only, at start."""
+    runner = place(random_vae(CONFIGS["wan"]()), CPU, dtype=torch.float32)
+    step = torch.compile(runner._decode, fullgraph=True, dynamic=False, backend="eager")
+    with runner.active():
+        state = runner.begin(torch.randn(1, 4, 1, 4, 4), torch.randn(1, 4, 0, 4, 4))
+        z = torch.randn(1, 4, 3, 4, 4)
+        for got, expected in zip(
+            step(z, *state.slots), runner._decode(z, *state.slots), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
