@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.machine import describe, record
 from services.accelerator.replay import capture_for
 from services.vae.config import TowerConfig, VaeConfig, tiny, wan21
+from services.vae.decoder import Head
 from services.vae.diffusers_layout import name_pairs
 from services.vae.layers import Attention, Upsample
 from services.vae.model import Vae
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--case", action="append", help="run these alone (default: all)")
     parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--name", help="of the results (default: vae-<device>)")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
@@ -93,7 +95,7 @@ def main() -> None:
         result = measure(case, device, arguments.runs)
         results["cases"][name] = result
         print(_line(name, result), flush=True)
-    print("recorded in", record(f"vae-{device.type}", results))
+    print("recorded in", record(arguments.name or f"vae-{device.type}", results))
 
 
 def measure(case: Case, device: torch.device, runs: int) -> dict[str, Any]:
@@ -202,12 +204,12 @@ def _stage_of_layers(vae: Vae) -> list[tuple[nn.Module, str]]:
     scale, named = 1, []
     for layer in vae.decoder.layers:
         assert isinstance(layer, nn.Module)
-        name = f"{scale}x"
+        name = "head" if isinstance(layer, Head) else f"{scale}x"
         if isinstance(layer, Upsample):
-            name, scale = f"to {2 * scale}x", 2 * scale
+            scale *= 2
+            name = f"to {scale}x"
         named.append((layer, name))
-    return [(vae.decoder.head, "head") if layer is vae.decoder.head else (layer, name)
-            for layer, name in named]  # fmt: skip
+    return named
 
 
 def _spans(marks: list[tuple[str, float]]) -> dict[str, float]:

@@ -72,7 +72,7 @@ class Engine:
     """Decodes sessions by earliest deadline.
 
     `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: a batch of
-    chunks, or one rebuild (for Wan2.1 as long as about three chunks).
+    chunks, or one rebuild (for Wan2.1 as long as two chunks).
     """
 
     def __init__(
