@@ -201,7 +201,8 @@ def stages(runner: Runner, rows: int, columns: int, runs: int) -> dict[str, floa
 
 
 def _stage_of_layers(vae: Vae) -> list[tuple[nn.Module, str]]:
-    scale, named = 1, []
+    scale = 1
+    named: list[tuple[nn.Module, str]] = []
     for layer in vae.decoder.layers:
         assert isinstance(layer, nn.Module)
         name = "head" if isinstance(layer, Head) else f"{scale}x"
