@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions, commit and the command that is running."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,8 +203,7 @@ def stages(runner: Runner, rows: int, columns: int, runs: int) -> dict[str, floa
 def _stage_of_layers(vae: Vae) -> list[tuple[nn.Module, str]]:
     scale = 1
     named: list[tuple[nn.Module, str]] = []
-    for layer in vae.decoder.layers:
-        assert isinstance(layer, nn.Module)
+    for layer in cast(list[nn.Module], vae.decoder.layers):
         name = "head" if isinstance(layer, Head) else f"{scale}x"
         if isinstance(layer, Upsample):
             scale *= 2

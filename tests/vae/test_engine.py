@@ -329,6 +329,7 @@ def test_pictures_and_clips_become_latents() -> None:
             vae.encode(bad)
 
 
+@pytest.mark.timeout(300)  # seconds when alone on the machine
 def test_two_thousand_chunks_in_flat_memory() -> None:
     vae = engine()
     spec = StreamSpec(16000, 25, 3, 4, 16, 16)
