@@ -11,9 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.vae.admission import Limits
 from services.vae.codecs import Codec, Encoded, FrameEncoder, encoder_name
+from services.vae.engine import Engine
 from services.vae.pixels import Pixels, to_pixels
+from services.vae.runner import place
+from services.vae.session import Chunk, Decoded, Opening
 from talkingmachines.errors import BadInput
+from talkingmachines.spec import StreamSpec
+from tests.vae.conftest import folded, random_vae
 
 SIZE = 96
 FPS = 25
@@ -101,6 +107,35 @@ def test_bitrate_follows_on_request(codec: Codec) -> None:
     assert rate(lowered[10:]) < 300_000
     assert lowered[0].key
     assert len(decoded(codec, lowered)) == 50
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_a_session_leaves_encoded(codec: Codec) -> None:
+    """From latents to packets and back: the picture that raw RGB shows."""
+    spec = StreamSpec(16000, FPS, 3, 4, SIZE, SIZE)
+    pictures = {}
+    for pixels in (Pixels.RGB24, codec.pixels):
+        generator = torch.Generator().manual_seed(0)
+        engine = Engine(
+            place(random_vae(folded()), torch.device("cpu"), dtype=torch.float32),
+            Limits(memory_bytes=2**30),
+        )
+        side = SIZE // 8
+        anchor = torch.randn(4, 1, side, side, generator=generator)
+        engine.open("a", Opening(spec, pixels, anchor, anchor[:, :0], 5, 0.0))
+        latents = torch.randn(4, 3, side, side, generator=generator)
+        engine.submit("a", Chunk(5, latents, 0.0))
+        (event,) = [event for _ in range(2) for event in engine.step()]
+        assert isinstance(event, Decoded)
+        pictures[pixels] = event
+    chunk = pictures[codec.pixels]
+    packets = encoder(codec, 4_000_000).encode(chunk.frames, chunk.first_frame)
+    assert [packet.frame for packet in packets] == list(range(60, 72))
+    for shown, raw in zip(decoded(codec, packets), pictures[Pixels.RGB24].frames, strict=True):
+        grey = np.array(
+            [0.299, 0.587, 0.114]
+        )  # random weights make coloured noise, which I420 halves
+        assert psnr(shown @ grey, (raw.numpy() / 127.5 - 1) @ grey) > 25
 
 
 def test_every_packet_comes_with_its_frame() -> None:

@@ -83,6 +83,14 @@ def test_gradients_reach_every_parameter(vae: Vae) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+def test_the_model_does_not_know_where_it_runs() -> None:
+    (folder,) = services.vae.__path__
+    for name in ("config", "layers", "state", "decoder", "encoder", "model"):
+        text = (Path(folder) / f"{name}.py").read_text()
+        for word in ("cuda", "rank", "world_size", "bfloat16"):
+            assert word not in text, f"{name}.py says {word}"
+
+
 def test_gpu_machines_need_few_packages() -> None:
     """They have torch, safetensors, einops and numpy; only encoding wants more."""
     allowed = {"torch", "safetensors", "einops", "services", "talkingmachines", "__future__"}
