@@ -141,20 +141,20 @@ class Engine:
         session.next_chunk += 1
 
     def rewind(self, name: str, tail: Tensor, *, next_chunk: int, deadline: float) -> None:
-        """Go on at `next_chunk`, after `tail`; what waits is dropped.
-
-        Frames of dropped chunks that are on their way still come out.
+        """Go on at `next_chunk`, after `tail`; what waits or is on its way is dropped.
 
         Raises:
             NotFound: no such session.
             BadInput: a tail that does not fit.
         """
-        session = self._session(name)
-        channels, _, rows, columns = session.anchor.shape
+        old = self._session(name)
+        channels, _, rows, columns = old.anchor.shape
         check_latents("rewind.tail", tail, (channels, None, rows, columns))
-        session.queue.clear()
+        # Another object under the same name: frames that are on their way belong to the old one,
+        # and chunk numbers come again after a rewind.
+        session = Session(name, old.spec, old.pixels, old.anchor, next_chunk)
         session.queue.append(Rebuild(tail, deadline))
-        session.next_chunk = next_chunk
+        self._sessions[name] = session
 
     def close(self, name: str) -> None:
         """Forget a stream and free its memory; frames on their way are dropped.
@@ -310,7 +310,7 @@ class Engine:
             flight.batch, flight.frames, finite, strict=True
         ):
             if self._sessions.get(session.name) is not session:
-                continue  # closed or failed meanwhile
+                continue  # closed, failed or rewound meanwhile
             if not sound:
                 events.append(self._fail(session, "decoded frames are not numbers"))
                 continue
