@@ -72,6 +72,8 @@ class Limits:
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.keepalive_time_ms", _ms(self.keepalive_seconds)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_seconds)),
+            # What is enforced in fact: of the two, 60 s by default (grpc/grpc#39239).
+            ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout_seconds)),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
 

@@ -103,6 +103,11 @@ class DeviceThread:
         sign = self._last_sign
         return 0.0 if sign is None else monotonic() - sign
 
+    def hung(self, *, after_seconds: float) -> str | None:
+        """What a health check should say: nothing, until a step gave no sign for so long."""
+        stalled = self.stalled_for()
+        return f"no sign for {stalled:.0f} s" if stalled > after_seconds else None
+
     async def run(
         self, step: Callable[[*Ts], T], *args: *Ts, begin_within: float | None = None
     ) -> T:

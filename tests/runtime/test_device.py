@@ -215,6 +215,8 @@ async def test_a_hung_step_can_be_seen_and_results_are_signs_of_life() -> None:
             await asyncio.sleep(0.15)
             stalled = gpu.stalled_for()
             assert stalled >= 0.14
+            assert gpu.hung(after_seconds=0.1) == "no sign for 0 s"
+            assert gpu.hung(after_seconds=10) is None
             gate.release.set()
             await first
             assert gpu.stalled_for() < stalled
@@ -222,6 +224,7 @@ async def test_a_hung_step_can_be_seen_and_results_are_signs_of_life() -> None:
             async for _ in results:
                 pass
         assert gpu.stalled_for() == 0.0
+        assert gpu.hung(after_seconds=0) is None
         assert gpu.busy_seconds >= 0.14
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from grpc_status import rpc_status
 
 from services.runtime import logs
 from services.runtime.tracing import trace_ids
@@ -16,10 +17,12 @@ from talkingmachines.errors import (
     BadInput,
     Internal,
     NoCapacity,
+    NotFound,
     TalkingMachinesError,
     TimedOut,
     Unavailable,
 )
+from talkingmachines.status import to_status
 from tests.runtime.echo import NAME, Context, Echo, EchoStub, Texts, running, text
 
 ERRORS = [
@@ -105,7 +108,21 @@ async def test_a_domain_error_arrives_as_itself(
         for method in ("Say", "Join", "Spell", "Chat"):
             labels = {"method": f"/{NAME}/{method}"}
             assert there.sample("tm_rpc_started_total", **labels) == 1
-            assert there.sample("tm_rpc_in_flight", **labels) == 0
+            async with asyncio.timeout(1):  # the client may know before the server is done with it
+                while there.sample("tm_rpc_in_flight", **labels):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            code = rpc_status.to_status(to_status(error)).code.name
+            assert there.sample("tm_rpc_handled_total", **labels, code=code) == 1
+
+
+@pytest.mark.parametrize("size", [200, 201, 100_000])
+async def test_an_error_about_something_long_still_arrives(size: int) -> None:
+    sent = "\N{SPARKLES}" * size
+    for error in (BadInput("text", got=sent, expected="less"), NotFound("avatar", sent)):
+        async with running(Failing(error)) as there, there.channel() as channel:
+            with pytest.raises(type(error)) as caught:
+                await EchoStub(channel).say(text("x"))
+            assert same(caught.value, error)
 
 
 async def test_an_error_within_a_task_group_arrives_as_itself() -> None:

@@ -82,7 +82,7 @@ async def test_a_second_signal_ends_at_once() -> None:
         with pytest.raises(Unavailable, match="ending"):
             await call.read()
         assert await process.wait() == 0
-        assert monotonic() - began < 2
+        assert monotonic() - began < 20  # of 600, on however busy a machine
 
 
 async def test_a_stream_that_overstays_a_process_is_told() -> None:
