@@ -21,7 +21,7 @@ from services.gateway.auth import Caller
 from services.gateway.avatars import Avatars, Character
 from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Start, Wanted, Workshop, wanted
-from services.gateway.outbox import Event, Outbox
+from services.gateway.outbox import NOT_READING, Event, Outbox
 from services.gateway.parts import Parts
 from services.gateway.session import Session
 from services.gateway.speech import Drive, SpeechSource
@@ -293,10 +293,12 @@ def _mode(record: storage_pb2.SessionRecord) -> SessionMode:
 def _final(error: TalkingMachinesError | None) -> bool:
     """Whether the session cannot be resumed after `error`: its client misused or outlived it.
 
-    When the client, the engines or this gateway went away, it can; when another connection has the
-    session, it is not ours to end.
+    When the client, its network, the engines or this gateway went away, it can; when another
+    connection has the session, it is not ours to end.
     """
-    return isinstance(error, BadInput | QuotaExceeded | TimedOut)
+    if isinstance(error, TimedOut):
+        return error.what != NOT_READING
+    return isinstance(error, BadInput | QuotaExceeded)
 
 
 def _end(told: BaseException | None, *, draining: bool) -> SessionEnd:
@@ -312,6 +314,6 @@ def _end(told: BaseException | None, *, draining: bool) -> SessionEnd:
         case QuotaExceeded():
             return SessionEnd.LIMIT
         case TimedOut(what=what):
-            return SessionEnd.SLOW if what.startswith("reading") else SessionEnd.IDLE
+            return SessionEnd.SLOW if what == NOT_READING else SessionEnd.IDLE
         case _:
             return SessionEnd.FAILURE

@@ -16,6 +16,8 @@ from talkingmachines.media import Pcm
 from talkingmachines.picture import EncodedPicture, VideoFrame
 from talkingmachines.v1 import avatar_pb2
 
+NOT_READING = "reading what the session sends"  # what a client is told that took too long
+
 Event = avatar_pb2.TalkResponse
 Item = VideoFrame | Pcm | Event
 
@@ -108,7 +110,7 @@ class Outbox:
         if len(self._items) >= self._room.events or (
             self._items and now - self._taken_at > self._room.seconds
         ):
-            raise TimedOut("reading what the session sends", limit=self._room.seconds)
+            raise TimedOut(NOT_READING, limit=self._room.seconds)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         clock = asyncio.get_running_loop().time

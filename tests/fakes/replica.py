@@ -30,6 +30,7 @@ class Replica:
     refusal: TalkingMachinesError | None = None  # what attaching is answered with
     attached: int = 0  # attachments ever made
     chunks: int = 0  # ever computed
+    authorization: str = ""  # that the last attachment came with
     _running: set[Attachment[Any]] = field(default_factory=set)
 
     @property
@@ -46,6 +47,11 @@ class Replica:
     ) -> None:
         for attachment in self._running:
             attachment.order(reason, time_left)
+
+    def called_with(self, context: Any) -> None:
+        """Note the credentials of a call; `context` is None within the process."""
+        if context is not None:
+            self.authorization = dict(context.invocation_metadata()).get("authorization", "")
 
     def attachment(self, requests: AsyncIterator[Q]) -> Attachment[Q]:
         return Attachment(self, requests)

@@ -68,6 +68,7 @@ class FakeScore(ScoreServiceServicer):
     async def Denoise(
         self, request_iterator: AsyncIterator[score_pb2.DenoiseRequest], context: Any
     ) -> AsyncIterator[score_pb2.DenoiseResponse]:
+        self.replica.called_with(context)
         async with self.replica.attachment(request_iterator) as attachment:
             session: _Session | None = None
             async for event in attachment.events():

@@ -83,6 +83,7 @@ class FakeVae(VaeServiceServicer):
     async def Decode(
         self, request_iterator: AsyncIterator[vae_pb2.DecodeRequest], context: Any
     ) -> AsyncIterator[vae_pb2.DecodeResponse]:
+        self.replica.called_with(context)
         async with self.replica.attachment(request_iterator) as attachment:
             session: _Session | None = None
             async for event in attachment.events():

@@ -381,6 +381,19 @@ async def test_a_draining_gateway_says_so_and_the_call_goes_on_elsewhere(
     assert second.error is None
 
 
+async def test_every_attachment_shows_the_fleet_s_token(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    async with fleet(redis, tmp_path / "blobs", engine_token_file=token) as on:
+        one = await on.gateway()
+        talk = await said(one, await one.avatar(), speech=voice(0.2))
+        assert talk.error is None
+        assert on.score.replica.authorization == "Bearer secret"
+        assert on.vae.replica.authorization == "Bearer secret"
+
+
 async def test_encoded_video_and_left_out_media(redis: ValkeyServer, tmp_path: Path) -> None:
     async with fleet(redis, tmp_path) as on:
         one = await on.gateway()
