@@ -93,6 +93,17 @@ class Fleet:
     settings: Settings
     stack: AsyncExitStack
     redis: RedisClient
+    engines: list[Server]
+
+    async def restart_engines(self, *, away: float) -> None:
+        """Stop the engines' servers, and start them again at the same addresses."""
+        ports = [server.port for server in self.engines]
+        for server in self.engines:
+            server.drain.end_now()
+            await server.stop()
+        await asyncio.sleep(away)
+        for add, port in zip(_adders(self.score, self.vae), ports, strict=True):
+            await self.stack.enter_async_context(_server(add, port=port))
 
     async def gateway(self, **changes: Any) -> Gateway:
         """One more gateway of this fleet."""
@@ -120,11 +131,7 @@ async def fleet(
     score.replica.work_seconds = vae.replica.work_seconds = 0.005
     prepare(score, vae)
     async with AsyncExitStack() as stack:
-        add = [
-            partial(add_ScoreServiceServicer_to_server, score),
-            partial(add_VaeServiceServicer_to_server, vae),
-        ]
-        engines = [await stack.enter_async_context(_server(one)) for one in add]
+        engines = [await stack.enter_async_context(_server(add)) for add in _adders(score, vae)]
         settings = Settings.model_construct(
             **{
                 **{name: info.default for name, info in Settings.model_fields.items()},
@@ -141,12 +148,19 @@ async def fleet(
         client = RedisClient(host="127.0.0.1", port=redis.port)
         await client.flushall()
         stack.push_async_callback(client.aclose)
-        yield Fleet(score, vae, settings, stack, client)
+        yield Fleet(score, vae, settings, stack, client, engines)
 
 
-def _server(add: Any) -> Server:
+def _adders(score: FakeScore, vae: FakeVae) -> list[Any]:
+    return [
+        partial(add_ScoreServiceServicer_to_server, score),
+        partial(add_VaeServiceServicer_to_server, vae),
+    ]
+
+
+def _server(add: Any, *, port: int = 0) -> Server:
     return Server(
-        Listen(notice_seconds=0, drain_seconds=0),
+        Listen(port=port, notice_seconds=0, drain_seconds=0),
         [Service("engine", add)],
         drain=Drain(0),
         metrics=RpcMetrics(CollectorRegistry()),
