@@ -56,7 +56,14 @@ class Limits:
             raise ValueError("keepalive_seconds must be >= 1, keepalive_timeout_seconds > 0")
 
     def client_options(self) -> Options:
-        return [*self._both_ends(), ("grpc.http2.max_pings_without_data", 0)]
+        return [
+            *self._both_ends(),
+            ("grpc.http2.max_pings_without_data", 0),
+            # gRPC's own pauses grow from 1 s to 120 s: a call would hold its picture for the rest
+            # of the pause after a server is back.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+        ]
 
     def server_options(self) -> Options:
         return [
