@@ -19,7 +19,7 @@ from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.persona import check_persona
 from services.gateway.record import entry_from_proto
-from services.gateway.wires import ScoreWire, VaeWire
+from services.gateway.wires import A, I, ScoreWire, VaeWire, Wire
 from services.runtime.metrics import GatewayMetrics
 from talkingmachines import duration
 from talkingmachines.errors import BadInput
@@ -144,8 +144,8 @@ class Workshop:
     ) -> tuple[Parts, Lease]:
         """The parts of one session, not attached yet."""
         spec = loaded.spec
-        speakers = len(character.avatar.speakers)
         positions = start.entries[-1].chunk.positions if start.entries else ()
+        speakers = len(character.avatar.speakers)
         log = SessionLog(spec, start.entries)
         chunker = Chunker(spec, speakers=speakers, turn=start.turn, positions=positions)
         pacer = Pacer(
@@ -159,54 +159,40 @@ class Workshop:
             start=start.position,
             opened_at=opened_at,
         )
-        score_wire = ScoreWire(
-            self.engines.score,
-            grant.session_id,
-            character.conditioning,
-            grant.record.seed,
-            log,
-            loaded.score_tail,
-        )
-        vae_wire = VaeWire(
-            self.engines.vae,
-            grant.session_id,
-            spec,
-            character.conditioning.anchor,
-            video,
-            log,
-            loaded.vae_tail,
-        )
-        drawn = log.next_chunk
         lease = self.leases.hold(
             grant, log, keep=self._kept(loaded), at=lambda: (pacer.next, pacer.turn)
         )
+        name, looks = grant.session_id, character.conditioning
+        vae_wire = VaeWire(self.engines.vae, name, spec, looks.anchor, video, log, loaded.vae_tail)
+        score_wire = ScoreWire(
+            self.engines.score, name, looks, grant.record.seed, log, loaded.score_tail
+        )
+        first_frame = start.position.frame
         parts = Parts(
             log=log,
             chunker=chunker,
             pacer=pacer,
-            score=Attachment(
-                score_wire,
-                log,
-                slack=pacer.slack,
-                patience=self.patience,
-                metrics=self.metrics,
-                first_chunk=drawn,
-                first_place=drawn,
-            ),
-            vae=Attachment(
-                vae_wire,
-                log,
-                slack=pacer.slack,
-                patience=self.patience,
-                metrics=self.metrics,
-                first_chunk=start.decode_from,
-                first_place=start.position.frame,
-            ),
+            score=self._stage(score_wire, log, pacer, log.next_chunk, log.next_chunk),
+            vae=self._stage(vae_wire, log, pacer, start.decode_from, first_frame),
             vae_wire=vae_wire,
             outbox=outbox,
             journal=lease,
         )
         return parts, lease
+
+    def _stage(
+        self, wire: Wire[I, A], log: SessionLog, pacer: Pacer, chunk: int, place: int
+    ) -> Attachment[I, A]:
+        """A stage that begins with this chunk and this answer."""
+        return Attachment(
+            wire,
+            log,
+            slack=pacer.slack,
+            patience=self.patience,
+            metrics=self.metrics,
+            first_chunk=chunk,
+            first_place=place,
+        )
 
     def _kept(self, loaded: Loaded) -> int:
         """Entries that Redis holds: those a tail needs, and those that are not played yet."""

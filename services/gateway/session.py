@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-import structlog
-
 from services.gateway.chunk import Rewind
 from services.gateway.limits import Allowance, SessionLimits
 from services.gateway.outbox import Event
@@ -24,8 +22,6 @@ from talkingmachines.fields import FieldPath
 from talkingmachines.media import Latents, Pcm
 from talkingmachines.picture import VideoFormat, VideoSettings
 from talkingmachines.v1 import avatar_pb2, media_pb2, vae_pb2
-
-_log = structlog.stdlib.get_logger(__name__)
 
 _WATCH_SECONDS = 1.0
 
