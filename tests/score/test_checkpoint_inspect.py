@@ -54,8 +54,8 @@ published = pytest.mark.parametrize(
 
 
 def unread(shapes: dict[str, Shape]) -> Weights:
-    def read() -> torch.Tensor:
-        raise AssertionError("headers alone")
+    def read(device: torch.device) -> torch.Tensor:
+        raise AssertionError(f"headers alone, not values on {device}")
 
     return {name: Stored(shape, torch.float32, read) for name, shape in shapes.items()}
 

@@ -247,9 +247,9 @@ def test_loading_holds_one_tensor_beside_the_model(tmp_path: Path) -> None:
     alive: list[weakref.ref[Tensor]] = []
 
     def counted(stored: Stored) -> Stored:
-        def read() -> Tensor:
+        def read(device: torch.device) -> Tensor:
             assert not any(reference() is not None for reference in alive)
-            tensor = stored.read()
+            tensor = stored.read(device)
             alive.append(weakref.ref(tensor))
             return tensor
 

@@ -14,7 +14,7 @@ from services.runtime.weights import BadCheckpoint
 from services.score.checkpoint.loading import save
 from services.score.checkpoint.opening import open_checkpoint
 from services.score.checkpoint.tensors import read_file
-from tests.score.checkpoints import I2V, STEM, T2V, tensors, wan_json, write_wan
+from tests.score.checkpoints import CPU, I2V, STEM, T2V, tensors, wan_json, write_wan
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_shards_that_are_absent_or_lack_tensors(tmp_path: Path, weights: dict[st
     first, second, _ = sorted(tmp_path.glob("*.safetensors"))
     kept = read_file(first)
     lost = min(kept)
-    save_file({name: stored.read() for name, stored in kept.items() if name != lost}, first)
+    save_file({name: stored.read(CPU) for name, stored in kept.items() if name != lost}, first)
     with pytest.raises(BadCheckpoint, match="shards lack what the index names") as caught:
         open_checkpoint(tmp_path)
     assert caught.value.missing == [lost]

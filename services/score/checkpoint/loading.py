@@ -40,7 +40,8 @@ def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) ->
     with torch.device("meta"):
         model = Dit(checkpoint.config)
     state = {
-        name: _placed(stored.read(), device, torch.float32 if _FLOAT32.search(name) else dtype)
+        # The copy cuts the tie to a file that may change while the model serves.
+        name: stored.read(device).to(_dtype_of(name, dtype), copy=True)
         for name, stored in checkpoint.weights.items()
     }
     model.load_state_dict(state, assign=True)
@@ -96,10 +97,8 @@ def save_front_end(folder: Path, encoder: SpeechEncoder) -> None:
     save_file(encoder.state_dict(), folder / FRONT_END, {"format": "pt"})
 
 
-def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # First across, then cast: the device casts faster than the host. The copy cuts the tie to a
-    # file that may change while the model serves.
-    return tensor.to(device, copy=True).to(dtype)
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if _FLOAT32.search(name) else dtype
 
 
 def _fill_constants(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -117,5 +116,6 @@ def _speech_encoder(file: Path, config: MelFrontEnd) -> SpeechEncoder:
     encoder, found = SpeechEncoder(config), read_file(file)
     expected = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
     fit(str(file), found=shapes(found), expected=expected)
-    encoder.load_state_dict({name: stored.read().float() for name, stored in found.items()})
+    host = torch.device("cpu")
+    encoder.load_state_dict({name: stored.read(host).float() for name, stored in found.items()})
     return encoder.eval().requires_grad_(False)

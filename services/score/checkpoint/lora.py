@@ -19,6 +19,7 @@ from services.runtime.weights import BadCheckpoint, Misshapen, Shape
 from services.score.checkpoint.layouts import unwrapped
 from services.score.checkpoint.tensors import Stored, Weights, read_file, read_json
 
+_HOST = torch.device("cpu")
 _NAME = re.compile(r"^(?:base_model\.)?(.+)\.lora_(A|B|down|up)(?:\.\w+)?\.weight$")
 
 
@@ -45,9 +46,9 @@ class _Pair:
         return (self.b.shape[0], self.a.shape[1])
 
     def added_to(self, stored: Stored) -> Stored:
-        def read() -> Tensor:
-            change = self.b.read().float() @ self.a.read().float()
-            return stored.read().float() + self.scale * change
+        def read(device: torch.device) -> Tensor:
+            change = self.b.read(device).float() @ self.a.read(device).float()
+            return stored.read(device).float() + self.scale * change
 
         # float32 until it is cast for the device: rounding twice would lose small changes.
         return Stored(stored.shape, torch.float32, read)
@@ -89,7 +90,7 @@ class _Scale:
     by_root: bool  # rank-stabilised: divided by the root of the rank
 
     def of(self, source: str, rank: int, own: Stored | None) -> float:
-        alpha = float(own.read()) if own and self.alpha is None else self.alpha
+        alpha = float(own.read(_HOST)) if own and self.alpha is None else self.alpha
         if alpha is None:
             why = "it does not say its alpha; look in its authors' configuration and give it"
             raise BadCheckpoint(source, why=why)

@@ -10,6 +10,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -40,11 +41,14 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor that is still in its file. `read` gives it on the host, perhaps mapped to disk."""
+    """A tensor that is still in its file.
+
+    `read` gives it on a device; on the host it may still be mapped to the file.
+    """
 
     shape: Shape
     dtype: torch.dtype
-    read: Callable[[], Tensor]
+    read: Callable[[torch.device], Tensor]
 
 
 Weights = Mapping[str, Stored]
@@ -172,7 +176,12 @@ def _in_safetensors(path: Path, file: Any, name: str) -> Stored:
     kind = header.get_dtype()
     if kind not in _DTYPES:
         raise BadCheckpoint(str(path), why=f"{name} has the unknown dtype {kind}")
-    return Stored(tuple(header.get_shape()), _DTYPES[kind], lambda: file.get_tensor(name))
+    return Stored(tuple(header.get_shape()), _DTYPES[kind], partial(_read, file, name))
+
+
+def _read(file: Any, name: str, device: torch.device) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    return tensor.to(device)
 
 
 def _read_pickle(path: Path) -> Weights:
@@ -198,7 +207,7 @@ def _flattened(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def _held(tensor: Tensor) -> Stored:
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+    return Stored(tuple(tensor.shape), tensor.dtype, tensor.to)
 
 
 def _size(shape: Shape) -> int:
