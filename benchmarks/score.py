@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -315,7 +316,7 @@ def diffusers_seconds(setting: Setting) -> dict[str, object] | None:
         level = torch.tensor([1000.0])
     steps = len(config.schedule.levels)
     with torch.inference_mode():
-        work = lambda: model(x, level, text, picture, return_dict=False)
+        work = partial(model, x, level, text, picture, return_dict=False)
         work()
         seconds = steps * statistics.median(timed(work, setting.device) for _ in range(7))
     return {"steps_seconds": seconds, "latent_frames": frames, "note": "no audio, no context pass"}
