@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.score.commands import Hands
 from services.score.config import DitConfig
 from services.score.contract import (
     Avatar,
@@ -21,7 +22,7 @@ from services.score.contract import (
     Rectangle,
     Speech,
 )
-from services.score.engine import Engine, Hands, Limits
+from services.score.engine import Engine, Limits
 from services.score.frontend.config import MelFrontEnd
 from services.score.frontend.speech_encoder import SpeechEncoder
 from services.score.parallel import Alone, Solo

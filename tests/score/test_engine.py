@@ -11,12 +11,12 @@ from typing import TypeVar
 import pytest
 import torch
 
-from services.score.commands import Denoise, Open
+from services.score.commands import AddAvatar, Answer, Close, Denoise, Open, Remember, Replay
 from services.score.config import ContextConfig, PositionsConfig
-from services.score.contract import Drawn, Ended, LogTail, Mode, PastChunk
+from services.score.contract import Drawn, Ended, LogTail, Mode, PastChunk, RankLost
 from services.score.engine import Limits
 from services.score.parallel import Solo
-from services.score.worker import Command
+from services.score.worker import Command, Worker
 from talkingmachines.errors import BadInput, EngineFailure, NoCapacity, NotFound
 from tests.score import calls, small
 from tests.score.calls import Call
@@ -485,3 +485,71 @@ def test_health_sees_work_that_does_not_end() -> None:
     assert seen[0] is not None
     assert "busy" in seen[0]
     assert engine.health(limit=5) is None
+
+
+class Losing(Solo):
+    """Loses a rank at the first command of one kind."""
+
+    def __init__(self, worker: Worker, kind: type) -> None:
+        super().__init__(worker)
+        self._kind = kind
+        self.lost = False
+
+    def perform(self, command: Command[R]) -> R:
+        assert not self.lost, "nothing may be asked of a team that lost a rank"
+        if isinstance(command, self._kind):
+            self.lost = True
+            raise RankLost("a rank does not answer")
+        return super().perform(command)
+
+
+@pytest.mark.parametrize("kind", [Denoise, Remember, Close, AddAvatar, Replay, Answer])
+def test_a_lost_rank_ends_every_session_and_each_is_told_once(kind: type) -> None:
+    config = small.config()
+    other = calls.engine(config)
+    moved = Call(config, "moved")
+    moved.open(other)
+    moved.draw(other)
+    hands = Losing(calls.worker(config), kind)
+    engine = calls.engine(config, hands=hands)
+    one, two = Call(config, "one"), Call(config, "two")
+    told: list[Drawn | Ended] = []
+
+    def live() -> None:
+        one.open(engine)
+        two.open(engine)
+        engine.submit("one", one.next())
+        told.extend([*engine.step(), *engine.settle(), *engine.probe()])
+        if kind is Replay:
+            moved.open(engine)
+        if kind is Close:
+            engine.close("one")
+        engine.rewind("two", turn=0, tail=LogTail())
+
+    with pytest.raises(RankLost):
+        live()
+    told += engine.step()
+    ended = [item for item in told if isinstance(item, Ended)]
+    expected = {AddAvatar: [], Close: ["two"]}.get(kind, ["one", "two"])
+    assert sorted(item.session for item in ended) == expected
+    assert all(isinstance(item.error, RankLost) for item in ended)
+    assert engine.stats().sessions == 0
+    assert engine.health(limit=60) == "a rank does not answer"
+
+
+def test_the_callers_time_between_step_and_settle_is_not_the_devices() -> None:
+    config, clock = small.config(), calls.Clock()
+
+    class Steady(Solo):
+        def perform(self, command: Command[R]) -> R:
+            clock.now += 0.01
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Steady(calls.worker(config)), clock=clock)
+    call = Call(config)
+    call.open(engine)
+    engine.submit(call.name, call.next())
+    call.take(engine.step())
+    clock.now += 5
+    engine.settle()
+    assert engine.stats().chunk_seconds == {1: pytest.approx(0.02)}
