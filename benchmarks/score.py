@@ -56,14 +56,17 @@ WARM = 3  # chunks before those that count
 
 
 class Timed(Solo):
-    """Carries out commands and notes how long each took."""
+    """Carries out commands; while `apart`, one after the other, noting how long each took."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
         self.worker = worker
+        self.apart = False
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def perform(self, command: Command[R]) -> R:
+        if not self.apart:
+            return super().perform(command)
         self.worker.synchronize()
         began = time.perf_counter()
         result = super().perform(command)
@@ -162,7 +165,7 @@ def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, obj
     hands.seconds.clear()
     busy = time.process_time()
     first, attach, chunk_seconds, parts = stream(engine, hands, setting.chunks)
-    busy = (time.process_time() - busy) / (setting.chunks + WARM + 1)
+    busy = (time.process_time() - busy) / (2 * setting.chunks + WARM + 1)
     chunk = statistics.median(chunk_seconds)
     stats = engine.stats()
     out: dict[str, object] = {
@@ -205,13 +208,11 @@ def stream(
     first = time.perf_counter() - began
     for _ in range(WARM):
         draw(engine, log)
-    hands.seconds.clear()
-    seconds = []
+    seconds = [drawn_in(engine, log) for _ in range(chunks)]
+    hands.apart = True
     for _ in range(chunks):
-        began = time.perf_counter()
-        draw(engine, log)
-        engine.settle()
-        seconds.append(time.perf_counter() - began)
+        drawn_in(engine, log)
+    hands.apart = False
     parts = {
         "denoising steps": statistics.median(hands.seconds["Denoise"]),
         "context pass": statistics.median(hands.seconds["Remember"]),
@@ -223,6 +224,14 @@ def stream(
     hands.worker.synchronize()
     attach = time.perf_counter() - began
     return first, attach, seconds, parts
+
+
+def drawn_in(engine: Engine, log: list[PastChunk]) -> float:
+    """Seconds of one chunk, until the next one could begin."""
+    began = time.perf_counter()
+    draw(engine, log)
+    engine.settle()
+    return time.perf_counter() - began
 
 
 def draw(engine: Engine, log: list[PastChunk]) -> None:

@@ -93,12 +93,11 @@ class Denoise:
 class Remember:
     def run(self, worker: Worker) -> None:
         worker.remember()
-        worker.synchronize()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Does nothing new: whoever is alive answers."""
+class Finish:
+    """Wait until the device has done all it was told; whoever is alive answers."""
 
     def run(self, worker: Worker) -> None:
         worker.synchronize()

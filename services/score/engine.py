@@ -100,8 +100,13 @@ class Engine:
         front_end: FrontEnd | None,
         *,
         limits: Limits,
+        queues: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`queues`: the device works through orders by itself. It then gets the context pass right
+        behind the last step, and latents leave while it computes; else the pass waits for `settle`.
+        """
+        self._queues = queues
         self.config, self.spec = config, config.spec
         self._hands, self._front_end, self._limits, self._clock = hands, front_end, limits, clock
         self._shelf = AvatarShelf(
@@ -186,14 +191,16 @@ class Engine:
             return outcomes + self._draw([item.session for item in batch])
 
     def settle(self) -> list[Ended]:
-        """Finish what `step` began: chunks just drawn become context for the next ones."""
+        """Finish what `step` began: chunks just drawn have become context for the next ones."""
         if self._unsettled is None:
             return []
         (batch, seconds), self._unsettled = self._unsettled, None
         began = self._clock()
         with self._working():
             try:
-                self._hands.perform(commands.Remember())
+                if not self._queues:
+                    self._hands.perform(commands.Remember())
+                self._hands.perform(commands.Finish())
             except Exception as error:  # noqa: BLE001 - the session boundary
                 return self._end(batch, error)
         alive = [self._sessions[name] for name in batch if name in self._sessions]
@@ -248,7 +255,7 @@ class Engine:
             return []
         try:
             with self._working():
-                self._hands.perform(commands.Answer())
+                self._hands.perform(commands.Finish())
         except RankLost as error:
             return self._end([], error)
         return []
@@ -291,6 +298,8 @@ class Engine:
         began, names = self._clock(), [job.part.session for job in jobs]
         try:
             copy = self._hands.perform(commands.Denoise(tuple(job.part for job in jobs)))
+            if self._queues:
+                self._hands.perform(commands.Remember())
             latents = copy.wait()
         except Exception as error:  # noqa: BLE001 - the session boundary
             if len(jobs) == 1 or isinstance(error, RankLost):

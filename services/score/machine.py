@@ -94,7 +94,7 @@ def engine_over(
 ) -> Engine:
     """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs."""
     hands = Solo(worker) if ranks is None else Leader(worker, ranks)
-    engine = Engine(worker.config, hands, front_end, limits=limits)
+    engine = Engine(worker.config, hands, front_end, limits=limits, queues=worker.queues)
     rehearse(engine, rows=limits.rows)
     return engine
 

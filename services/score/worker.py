@@ -222,8 +222,13 @@ class Worker:
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was told."""
-        if self._device.type != "cpu":
+        if self.queues:
             torch.accelerator.synchronize(self._device)
+
+    @property
+    def queues(self) -> bool:
+        """Whether the device takes orders and carries them out later."""
+        return self._device.type != "cpu"
 
     @property
     def window_bytes(self) -> int:

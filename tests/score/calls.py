@@ -69,9 +69,11 @@ def engine(
     hands: Hands | None = None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     clock: Callable[[], float] | None = None,
+    queues: bool = False,
 ) -> Engine:
     hands = hands or Solo(worker(config, rows=limits.rows))
-    return Engine(config, hands, ears(config), limits=limits, clock=clock or Clock())
+    clock = clock or Clock()
+    return Engine(config, hands, ears(config), limits=limits, queues=queues, clock=clock)
 
 
 def avatar(config: DitConfig, name: str = "ada", *, faces: int = 1) -> Avatar:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from services.score.commands import AddAvatar, Answer, Close, Denoise, Open, Remember, Replay
+from services.score.commands import AddAvatar, Close, Denoise, Finish, Open, Remember, Replay
 from services.score.config import ContextConfig, PositionsConfig
 from services.score.contract import Drawn, Ended, LogTail, Mode, PastChunk, RankLost
 from services.score.engine import Limits
@@ -167,23 +167,44 @@ def test_avatars_of_different_looks_share_a_batch() -> None:
     assert engine.stats().avatars.avatars == 2
 
 
+class Watched(Solo):
+    """Notes what was told."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self.told: list[str] = []
+
+    def perform(self, command: Command[R]) -> R:
+        self.told.append(type(command).__name__)
+        return super().perform(command)
+
+
 def test_latents_leave_before_the_context_pass() -> None:
     config = small.config()
-    commands: list[str] = []
-
-    class Watched(Solo):
-        def perform(self, command: Command[R]) -> R:
-            commands.append(type(command).__name__)
-            return super().perform(command)
-
-    engine = calls.engine(config, hands=Watched(calls.worker(config)))
+    hands = Watched(calls.worker(config))
+    engine = calls.engine(config, hands=hands)
     call = Call(config)
     call.open(engine)
     engine.submit(call.name, call.next())
     call.take(engine.step())
-    assert commands[-1] == "Denoise"
+    assert hands.told[-1] == "Denoise"
     engine.settle()
-    assert commands[-1] == "Remember"
+    assert hands.told[-2:] == ["Remember", "Finish"]
+
+
+def test_a_device_with_a_queue_gets_the_context_pass_at_once_and_draws_the_same() -> None:
+    config = small.config()
+    hands = Watched(calls.worker(config))
+    engine, other = calls.engine(config, hands=hands, queues=True), calls.engine(config)
+    call, same_call = Call(config), Call(config)
+    call.open(engine)
+    same_call.open(other)
+    engine.submit(call.name, call.next())
+    call.take(engine.step())
+    assert hands.told[-2:] == ["Denoise", "Remember"]
+    engine.settle()
+    assert hands.told[-1] == "Finish"
+    assert torch.equal(call.draw(engine, 3), same_call.draw(other, 4)[1:])
 
 
 def test_a_session_whose_numbers_break_ends_alone() -> None:
@@ -503,7 +524,7 @@ class Losing(Solo):
         return super().perform(command)
 
 
-@pytest.mark.parametrize("kind", [Denoise, Remember, Close, AddAvatar, Replay, Answer])
+@pytest.mark.parametrize("kind", [Denoise, Remember, Close, AddAvatar, Replay, Finish])
 def test_a_lost_rank_ends_every_session_and_each_is_told_once(kind: type) -> None:
     config = small.config()
     other = calls.engine(config)
@@ -552,4 +573,4 @@ def test_the_callers_time_between_step_and_settle_is_not_the_devices() -> None:
     call.take(engine.step())
     clock.now += 5
     engine.settle()
-    assert engine.stats().chunk_seconds == {1: pytest.approx(0.02)}
+    assert engine.stats().chunk_seconds == {1: pytest.approx(0.03)}
