@@ -155,10 +155,13 @@ def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, obj
     weights = sum(parameter.nbytes for parameter in model.parameters())
     hands = Timed(employ(model, rows=setting.rows, speedups=speedups))
     engine = Engine(
-        config, hands, front_end(config), limits=Limits(rows=setting.rows, avatar_bytes=16 << 30)
+        config,
+        hands,
+        front_end(config),
+        limits=Limits(rows=setting.rows, faces=1, avatar_bytes=16 << 30),
     )
     began = time.perf_counter()
-    rehearse(engine, rows=setting.rows)
+    rehearse(engine)
     ready = time.perf_counter() - began
     batches = {str(n): seconds for n, seconds in engine.stats().chunk_seconds.items()}
     engine.expect({})

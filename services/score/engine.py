@@ -60,6 +60,7 @@ class Limits:
 
     sessions: int = 64
     rows: int = 1  # most chunks in one batch; more only where that was measured to gain
+    faces: int = 2  # most speakers of one avatar; steps are prepared for each number of them
     avatar_bytes: int = 2 << 30
 
 
@@ -123,6 +124,10 @@ class Engine:
         self._drawn = self._late = self._failed = 0
 
     @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
     def tail(self) -> TailSize:
         """How much of its log a session must show to be opened or rewound."""
         return checks.tail_size(self.config)
@@ -143,6 +148,9 @@ class Engine:
         if not 0 <= seed < 2**64:
             raise BadInput("attach.seed", got=seed, expected="0 to 2**64 - 1")
         checks.check_avatar(avatar, self.config)
+        if len(avatar.faces) > self._limits.faces:
+            most = self._limits.faces
+            raise BadInput("avatar.faces", got=len(avatar.faces), expected=f"at most {most}")
         held = _Session(avatar.digest, len(avatar.faces) if self.config.audio else 0, turn)
         checks.check_tail(tail, held.faces, self.config)
         self._admit()

@@ -95,7 +95,7 @@ def engine_over(
     """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs."""
     hands = Solo(worker) if ranks is None else Leader(worker, ranks)
     engine = Engine(worker.config, hands, front_end, limits=limits, queues=worker.queues)
-    rehearse(engine, rows=limits.rows)
+    rehearse(engine)
     return engine
 
 

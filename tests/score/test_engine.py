@@ -336,6 +336,13 @@ def test_chunks_that_do_not_fit_are_refused() -> None:
         engine.submit(call.name, replace(good, chunk=2))
 
 
+def test_more_faces_than_steps_are_prepared_for_are_refused() -> None:
+    config = small.config()
+    engine = calls.engine(config, limits=Limits(faces=1))
+    with pytest.raises(BadInput, match=r"avatar\.faces: expected at most 1"):
+        Call(config, faces=2).open(engine)
+
+
 def test_a_second_session_of_a_name_and_a_bad_seed_are_refused() -> None:
     config = small.config()
     engine = calls.engine(config)
