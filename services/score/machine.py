@@ -3,7 +3,7 @@
 Last station before serving: checkpoint → **machine** → engine. Chooses number format and attention
 kernel, compiles blocks, records steps, spreads the model over ranks. Model, cache and engine files
 know nothing of it. On CPUs nothing is compiled or recorded: a compiler saved 14 % of a small
-model's step there and took a minute and a half. Not yet run on a GPU.
+model's training step there and took a minute and a half. Not yet run on a GPU.
 """
 
 from __future__ import annotations
