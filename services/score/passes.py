@@ -159,22 +159,12 @@ def clip(
     Returns:
         [B, K, C, F, h, w] float32.
     """
-    config = passes.model.config
-    assert config.context.policy == "own", "only policy own can be batched over chunks"
     rows, chunks = noisy.shape[:2]
     times = passes.model.embed_time
     with torch.set_grad_enabled(context_gradient and torch.is_grad_enabled()):
-        anchors = [Handed() for _ in range(config.layers)]
+        anchors = [Handed() for _ in scene.given]
         passes.anchor(scene, times(level.new_zeros(1)), anchors)
-        contexts = [Handed(_own(layer, chunks - 1)) for layer in anchors]
-        if chunks > 1:
-            passes.context(
-                clean[:, :-1].flatten(0, 1),
-                scene.repeat(chunks - 1),
-                times(level.new_full((1,), config.context.level)),
-                _chunks(audio, rows, slice(0, -1)),
-                contexts,
-            )
+        contexts = _contexts(passes, scene, clean[:, :-1], audio, anchors) if chunks > 1 else []
     first = passes.denoise(
         noisy[:, 0],
         scene,
@@ -196,6 +186,27 @@ def clip(
     )
     rest = rest.view(rows, chunks - 1, *rest.shape[1:])
     return torch.cat([first[:, None], rest], 1)
+
+
+def _contexts(
+    passes: Passes,
+    scene: Scene,
+    clean: Tensor,
+    audio: Sequence[KeysValues] | None,
+    anchors: Sequence[Handed],
+) -> list[Handed]:
+    """What the context passes of chunks [B, K, C, F, h, w] leave, all chunks as rows of a batch."""
+    context, (rows, chunks) = passes.model.config.context, clean.shape[:2]
+    assert context.policy == "own", "only chunks that see no other chunk can be passed at once"
+    layers = [Handed(_own(layer, chunks)) for layer in anchors]
+    passes.context(
+        clean.flatten(0, 1),
+        scene.repeat(chunks),
+        passes.model.embed_time(clean.new_full((1,), context.level)),
+        _chunks(audio, rows, slice(0, -1)),
+        layers,
+    )
+    return layers
 
 
 def input_channels(
