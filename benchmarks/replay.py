@@ -1,4 +1,4 @@
-"""How much of a session's past must be replayed when it moves: python benchmarks/replay.py
+"""How much of a session's past must be replayed when it moves: python -m benchmarks.replay
 
 With `context: own` one chunk rebuilds a session exactly. Models whose context passes also saw
 earlier chunks carry history in hidden states; here, what the first chunk after a move differs from
@@ -8,17 +8,12 @@ Weights are random: trained ones may forget faster or slower. A model of Y layer
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.machine import described
-from benchmarks.score import RESULTS, Setting, draw, front_end, random_model
+from benchmarks.machine import describe, record
+from benchmarks.score import Setting, draw, front_end, random_model
 from services.score.config import ContextConfig, DitConfig
 from services.score.contract import LogTail, PastChunk
 from services.score.engine import Engine, Limits
@@ -40,8 +35,8 @@ def main() -> None:
     } | {"own": {1: error(ContextConfig())}}
     for policy, errors in table.items():
         print(policy, *(f"R={replay}: {value:.1e}" for replay, value in errors.items()), sep="  ")
-    result = {"preset": "tiny, random weights", "machine": described(CPU), "error": table}
-    (RESULTS / "replay.json").write_text(json.dumps(result, indent=2) + "\n")
+    machine = describe(CPU)
+    record("score-replay", {"preset": "tiny, random weights", "machine": machine, "error": table})
 
 
 def error(context: ContextConfig) -> float:

@@ -1,4 +1,4 @@
-"""How fast the transformer draws: python benchmarks/score.py --preset tiny
+"""How fast the transformer draws: python -m benchmarks.score --preset tiny
 
 Runs from a plain checkout with torch, safetensors, einops and numpy; weights are random, which is
 as good as any for speed. Prints a table and writes benchmarks/results/score-PRESET-DEVICE.json:
@@ -20,22 +20,18 @@ import argparse
 import gc
 import json
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.machine import described
+from benchmarks.machine import describe, record
 from services.score.config import DitConfig
 from services.score.contract import Chunk, Drawn, LogTail, Mode, PastChunk, Speech
 from services.score.engine import Engine, Limits
@@ -51,7 +47,6 @@ from services.score.rehearsal import nobody, rehearse
 from services.score.worker import Command, Worker
 
 R = TypeVar("R")
-RESULTS = Path(__file__).parent / "results"
 WARM = 3  # chunks before those that count
 
 
@@ -129,7 +124,7 @@ def main() -> None:
         "preset": asked.preset,
         "layers": config.layers,
         "dtype": str(dtype).removeprefix("torch."),
-        "machine": described(device),
+        "machine": describe(device),
         "matrix_tflops": rate / 1e12,
         "floor_tflop": chunk_floor(config) / 1e12,
         "floor_seconds": chunk_floor(config) / rate,
@@ -143,9 +138,7 @@ def main() -> None:
             )
     result["diffusers"] = diffusers_seconds(setting)
     print(json.dumps(result, indent=2))
-    RESULTS.mkdir(exist_ok=True)
-    name = f"score-{asked.preset}-{device.type}.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=2) + "\n")
+    record(f"score-{asked.preset}-{device.type}", result)
 
 
 def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, object]:

@@ -82,7 +82,7 @@ class _PixelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PixelForm
     PIXEL_FORMAT_RGB24: _PixelFormat.ValueType  # 1
     """Interleaved 8-bit R, G, B: 3 * width * height bytes."""
     PIXEL_FORMAT_I420: _PixelFormat.ValueType  # 2
-    """Planar 8-bit Y, U, V with 4:2:0 chroma, BT.709 limited range: 3/2 * width * height bytes."""
+    """Planar 8-bit Y, U, V with 4:2:0 chroma, BT.601 limited range: 3/2 * width * height bytes."""
 
 class PixelFormat(_PixelFormat, metaclass=_PixelFormatEnumTypeWrapper):
     """Layout of uncompressed pictures."""
@@ -91,7 +91,7 @@ PIXEL_FORMAT_UNSPECIFIED: PixelFormat.ValueType  # 0
 PIXEL_FORMAT_RGB24: PixelFormat.ValueType  # 1
 """Interleaved 8-bit R, G, B: 3 * width * height bytes."""
 PIXEL_FORMAT_I420: PixelFormat.ValueType  # 2
-"""Planar 8-bit Y, U, V with 4:2:0 chroma, BT.709 limited range: 3/2 * width * height bytes."""
+"""Planar 8-bit Y, U, V with 4:2:0 chroma, BT.601 limited range: 3/2 * width * height bytes."""
 Global___PixelFormat: _TypeAlias = PixelFormat  # noqa: Y015
 
 class _Codec:
