@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from services.runtime import strict_json
+from services.runtime.strict_json import Misfit
 from services.runtime.weights import BadCheckpoint
-from services.score import strict_json
 from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
 from services.score.frontend.grid import EmbeddingGrid
-from services.score.strict_json import Misfit
 from talkingmachines.errors import BadInput
 from talkingmachines.spec import StreamSpec
 

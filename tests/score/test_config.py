@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint
-from services.score import strict_json
 from services.score.config import DitConfig
 from services.score.presets import NAMES, preset
 from tests.score import small

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from services.runtime.strict_json import Misfit
 from services.score.frontend.config import MelConfig, MelFrontEnd, Wav2Vec2FrontEnd
 from services.score.frontend.features import AudioState, FrontEnd, begin, whole_clip
-from services.score.strict_json import Misfit
 from talkingmachines.errors import BadInput
 from tests.score.frontends import SMALL, WINDOWED, front_end, pieces, speech
 

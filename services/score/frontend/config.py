@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.score.strict_json import Misfit
+from services.runtime.strict_json import Misfit
 
 W2V_STRIDE = 320  # samples between frames of wav2vec 2.0: 50 per second at 16 kHz
 W2V_OVERHANG = 80  # its frames see 400 samples: 80 beyond their stride

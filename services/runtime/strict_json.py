@@ -1,7 +1,8 @@
 """Read frozen dataclasses from JSON and write them back, refusing whatever does not fit.
 
-Serves `config.py`: the names and types of its dataclasses are the schema, so there is no second
-list that could disagree. Unknown names, missing names and wrong types are refused by field path.
+Serves the `config.json` of both model services: names and types of the dataclasses are the schema,
+so there is no second list that could disagree. Unknown names, missing names and wrong types are
+refused by field path.
 """
 
 from __future__ import annotations
