@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,7 +24,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(
+            os.getloadavg()[0], 1
+        ),  # of the last minute; above 1 per core, times are long
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

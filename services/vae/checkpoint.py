@@ -7,7 +7,6 @@ exactly is refused with the list of what is wrong, before a tensor is used.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from services.runtime.weights import BadCheckpoint, fit
 from services.vae import diffusers_layout
-from services.vae.config import FILE, VaeConfig, wan21
+from services.vae.config import VaeConfig, wan21
 from services.vae.model import Vae
 
 _OWN = "model.safetensors"
@@ -46,7 +45,7 @@ def load(path: Path) -> Vae:
 def save(vae: Vae, directory: Path) -> None:
     """Write our own layout, from which `load` gives the same model again."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / FILE).write_text(json.dumps(vae.config.to_json(), indent=2) + "\n")
+    vae.config.write(directory)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in vae.state_dict().items()}
     save_file(tensors, directory / _OWN)
 

@@ -7,11 +7,10 @@ memory of a session and the cost of a chunk.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint
 
 FILE = "config.json"
@@ -140,21 +139,13 @@ class VaeConfig:
         """
         path = directory / FILE
         try:
-            return cls.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            return strict_json.read(cls, json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
             raise BadCheckpoint(str(path), why=str(error)) from error
 
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> VaeConfig:
-        _same_fields("config", tree, cls)
-        values = {name: _tuples(value) for name, value in tree.items()}
-        for half in ("encoder", "decoder"):
-            _same_fields(half, tree[half], TowerConfig)
-            values[half] = TowerConfig(**{k: _tuples(v) for k, v in tree[half].items()})
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def write(self, directory: Path) -> None:
+        """Put the config beside a checkpoint's weights."""
+        (directory / FILE).write_text(json.dumps(strict_json.write(self), indent=2) + "\n")
 
 
 def wan21() -> VaeConfig:
@@ -210,14 +201,3 @@ def tiny() -> VaeConfig:
 def _require(holds: bool, field: str, got: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{field}: expected {expected}, got {got}")
-
-
-def _same_fields(where: str, tree: object, cls: type) -> None:
-    names = {field.name for field in fields(cls)}
-    if not isinstance(tree, Mapping) or set(tree) != names:
-        got = sorted(tree) if isinstance(tree, Mapping) else tree
-        raise ValueError(f"{where}: expected exactly the fields {sorted(names)}, got {got}")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
