@@ -192,44 +192,107 @@ class Latents:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeakerSpeech:
+    """One speaker during one chunk."""
+
+    speaker: int
+    mode: Mode
+    speech: Pcm  # exactly the chunk
+    lookahead: Pcm  # what follows it, as far as it is known
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.SpeakerSpeech, *, at: str) -> SpeakerSpeech:
+        with FieldPath(at):
+            return cls(
+                speaker=message.speaker,
+                mode=member(Mode, message.mode, at="mode"),
+                speech=Pcm.from_proto(message.speech, at="speech"),
+                lookahead=Pcm.from_proto(message.lookahead, at="lookahead"),
+            )
+
+    def to_proto(self) -> media_pb2.SpeakerSpeech:
+        return media_pb2.SpeakerSpeech(
+            speaker=self.speaker,
+            mode=self.mode.value,
+            speech=self.speech.to_proto(),
+            lookahead=self.lookahead.to_proto(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PastChunk:
+    """A finished chunk, as a replica is told of it."""
+
+    chunk: int
+    latents: Latents | None = None  # where only speech is asked for, there are none
+    speech: tuple[SpeakerSpeech, ...] = ()  # exactly as score was sent it
+
+    def __post_init__(self) -> None:
+        if self.latents is not None and self.latents.chunk != self.chunk:
+            raise BadInput("latents.chunk", got=self.latents.chunk, expected=str(self.chunk))
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.PastChunk, *, at: str) -> PastChunk:
+        with FieldPath(at):
+            known = message.HasField("latents")
+            return cls(
+                chunk=message.chunk,
+                latents=Latents.from_proto(message.latents, at="latents") if known else None,
+                speech=tuple(
+                    SpeakerSpeech.from_proto(part, at=f"speech[{index}]")
+                    for index, part in enumerate(message.speech)
+                ),
+            )
+
+    def to_proto(self) -> media_pb2.PastChunk:
+        return media_pb2.PastChunk(
+            chunk=self.chunk,
+            latents=None if self.latents is None else self.latents.to_proto(),
+            speech=[part.to_proto() for part in self.speech],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LogTail:
     """The end of a session's log, from which any replica can go on."""
 
     next_chunk: int
-    latents: tuple[Latents, ...]  # oldest first, without a gap, ending before next_chunk
-    speech: tuple[Pcm, ...] = ()  # one entry for each speaker that spoke
+    chunks: tuple[PastChunk, ...] = ()  # oldest first, without a gap, ending before next_chunk
 
     def __post_init__(self) -> None:
-        chunks = [part.chunk for part in self.latents]
-        expected = list(range(self.next_chunk - len(chunks), self.next_chunk))
-        if chunks != expected:
+        first = self.next_chunk - len(self.chunks)
+        if first < 0 or any(past.chunk != first + n for n, past in enumerate(self.chunks)):
             raise BadInput(
-                "latents", got=f"chunks {chunks}", expected=f"chunks {expected}, oldest first"
+                "chunks",
+                got=f"{len(self.chunks)} chunks, the first of them {self.chunks[0].chunk}",
+                expected=f"chunks without a gap up to {self.next_chunk - 1}, oldest first",
             )
-        speakers = [pcm.speaker for pcm in self.speech]
-        if len(set(speakers)) != len(speakers):
-            raise BadInput("speech", got=f"speakers {speakers}", expected="each speaker once")
+        known = [past.latents is not None for past in self.chunks]
+        if known != sorted(known):
+            raise BadInput("chunks.latents", got="a gap", expected="the last chunks to have them")
+        shapes = {past.latents.tensor.shape for past in self.chunks if past.latents is not None}
+        if len(shapes) > 1:
+            raise BadInput("chunks.latents", got=sorted(shapes), expected="one shape")
+
+    @property
+    def latents(self) -> tuple[Latents, ...]:
+        """Those that are known, oldest first."""
+        return tuple(past.latents for past in self.chunks if past.latents is not None)
 
     @classmethod
     def from_proto(cls, message: media_pb2.LogTail, *, at: str) -> LogTail:
         with FieldPath(at):
             return cls(
                 next_chunk=message.next_chunk,
-                latents=tuple(
-                    Latents.from_proto(part, at=f"latents[{index}]")
-                    for index, part in enumerate(message.latents)
-                ),
-                speech=tuple(
-                    Pcm.from_proto(part, at=f"speech[{index}]")
-                    for index, part in enumerate(message.speech)
+                chunks=tuple(
+                    PastChunk.from_proto(past, at=f"chunks[{index}]")
+                    for index, past in enumerate(message.chunks)
                 ),
             )
 
     def to_proto(self) -> media_pb2.LogTail:
         return media_pb2.LogTail(
-            next_chunk=self.next_chunk,
-            latents=[part.to_proto() for part in self.latents],
-            speech=[part.to_proto() for part in self.speech],
+            next_chunk=self.next_chunk, chunks=[past.to_proto() for past in self.chunks]
         )
 
 

@@ -9,35 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talkingmachines import duration
-from talkingmachines.media import Mode, Pcm
+from talkingmachines.media import Mode, SpeakerSpeech
 from talkingmachines.v1 import score_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class SpeakerSpeech:
-    """One speaker during one chunk."""
-
-    speaker: int
-    mode: Mode
-    speech: Pcm  # exactly the chunk
-    lookahead: Pcm  # what follows it, as far as it is known
-
-    def to_proto(self) -> score_pb2.SpeakerSpeech:
-        return score_pb2.SpeakerSpeech(
-            speaker=self.speaker,
-            mode=self.mode.value,
-            speech=self.speech.to_proto(),
-            lookahead=self.lookahead.to_proto(),
-        )
-
-    @classmethod
-    def from_proto(cls, message: score_pb2.SpeakerSpeech, *, at: str) -> SpeakerSpeech:
-        return cls(
-            speaker=message.speaker,
-            mode=Mode(message.mode),
-            speech=Pcm.from_proto(message.speech, at=f"{at}.speech"),
-            lookahead=Pcm.from_proto(message.lookahead, at=f"{at}.lookahead"),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from math import ceil
 
-from services.gateway.chunk import Chunk, SpeakerSpeech, SpeechPosition, TurnEnd
+from services.gateway.chunk import Chunk, SpeechPosition, TurnEnd
 from services.gateway.resample import Resampler
 from talkingmachines.errors import BadInput
-from talkingmachines.media import Mode, Pcm
+from talkingmachines.media import Mode, Pcm, SpeakerSpeech
 from talkingmachines.spec import StreamSpec
 
 # Media time without new speech after which an utterance counts as complete, for clients that

@@ -44,9 +44,7 @@ class Loaded:
     @property
     def keep(self) -> int:
         """Chunks of the log before the played one that a new attachment may need."""
-        size = self.spec.samples_per_chunk
-        speech = -(-self.score_tail.samples // size)
-        return max(self.score_tail.chunks, self.vae_tail.chunks, speech) + 1
+        return max(self.score_tail.latents, self.score_tail.speech, self.vae_tail.latents) + 1
 
 
 class Engines:
@@ -103,7 +101,7 @@ class Engines:
             vae_checkpoint=vae.checkpoint,
             takes_prompt=score.takes_prompt,
             max_speakers=score.max_speakers,
-            score_tail=TailLength(score.tail.chunks, score.tail.samples),
+            score_tail=TailLength(score.tail.latent_chunks, score.tail.speech_chunks),
             vae_tail=TailLength(-(-vae.tail_latents // spec.latents_per_chunk)),
         )
 

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 
-from services.gateway.chunk import Chunk, Rewind, SpeakerSpeech, SpeechPosition
-from talkingmachines.media import Latents, LogTail, Pcm
+from services.gateway.chunk import Chunk, Rewind, SpeechPosition
+from talkingmachines.media import Latents, LogTail, PastChunk, SpeakerSpeech
 from talkingmachines.spec import StreamSpec
 
 
@@ -28,8 +28,8 @@ class Entry:
 class TailLength:
     """How much of the log before a chunk a replica needs to go on with that chunk."""
 
-    chunks: int  # of clean latents
-    samples: int = 0  # of speech
+    latents: int  # chunks with latents
+    speech: int = 0  # chunks with speech
 
 
 class SessionLog:
@@ -110,10 +110,15 @@ class SessionLog:
         """What a replica must know to go on with `next_chunk`; None at a session's start."""
         if next_chunk == 0:
             return None
-        first = max(0, next_chunk - length.chunks, self._first)
-        latents = self.drawn(first, next_chunk)
-        assert len(latents) == next_chunk - first, "a tail reaches only what is drawn"
-        return LogTail(next_chunk, tuple(latents), tuple(self._speech(next_chunk, length.samples)))
+        with_latents = max(next_chunk - length.latents, self._first)
+        with_speech = max(next_chunk - length.speech, self._first)
+        return LogTail(
+            next_chunk,
+            tuple(
+                self._past(chunk, latents=chunk >= with_latents, speech=chunk >= with_speech)
+                for chunk in range(min(with_latents, with_speech), next_chunk)
+            ),
+        )
 
     def rewind(
         self,
@@ -144,21 +149,15 @@ class SessionLog:
     def _first(self) -> int:
         return self._entries[0].chunk.chunk if self._entries else 0
 
-    def _speech(self, next_chunk: int, samples: int) -> Iterable[Pcm]:
-        """The last samples before a chunk, for each speaker that spoke then."""
-        size, end = self._spec.samples_per_chunk, self._spec.first_sample(next_chunk)
-        start = max(0, end - samples, self._spec.first_sample(self._first))
-        voices: dict[int, bytearray] = {}
-        for entry in self._entries:
-            if not start < (entry.chunk.chunk + 1) * size <= end:
-                continue
-            for part in entry.chunk.speech:
-                voice = voices.setdefault(part.speaker, bytearray(2 * (end - start)))
-                heard = part.speech.part(max(0, start - part.speech.first_sample), size)
-                at = 2 * (heard.first_sample - start)
-                voice[at : at + len(heard.samples)] = heard.samples
-        for speaker, voice in sorted(voices.items()):
-            yield Pcm(bytes(voice), self._spec.sample_rate, first_sample=start, speaker=speaker)
+    def _past(self, chunk: int, *, latents: bool, speech: bool) -> PastChunk:
+        entry = self.entry(chunk)
+        assert entry is not None, "a tail reaches only what is kept"
+        assert entry.latents is not None, "a tail reaches only what is drawn"
+        return PastChunk(
+            chunk,
+            latents=entry.latents if latents else None,
+            speech=entry.chunk.speech if speech else (),
+        )
 
 
 def _silenced(part: SpeakerSpeech, sample: int) -> SpeakerSpeech:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.gateway.chunk import Chunk, SpeakerSpeech, SpeechPosition, TurnEnd
+from services.gateway.chunk import Chunk, SpeechPosition, TurnEnd
 from services.gateway.log import Entry
-from talkingmachines.media import Latents
+from talkingmachines.media import Latents, SpeakerSpeech
 from talkingmachines.v1 import avatar_pb2, storage_pb2
 
 

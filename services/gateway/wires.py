@@ -183,4 +183,4 @@ class VaeWire:
 
 
 def _tail(log: SessionLog, next_chunk: int, length: TailLength) -> media_pb2.LogTail:
-    return (log.tail(next_chunk, length) or LogTail(0, ())).to_proto()
+    return (log.tail(next_chunk, length) or LogTail(0)).to_proto()

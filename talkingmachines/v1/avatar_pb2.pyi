@@ -771,7 +771,9 @@ class Interrupt(_message.Message):
 
     TURN_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
-    """The turn that the client means; 0 means the current one. One that is over is left alone."""
+    """The turn that the client means; 0 means the one that is playing. A turn is over when its last
+    sample was played, however early it was made; one that is over is left alone.
+    """
     def __init__(
         self,
         *,
@@ -1090,7 +1092,7 @@ class Transcript(_message.Message):
     interrupted: _builtins.bool
     """The character was cut off here: only this much was heard."""
     speaker: _builtins.int
-    """DRIVE has none; with several faces, which one speaks."""
+    """With several faces, which one speaks."""
     def __init__(
         self,
         *,
@@ -1169,8 +1171,9 @@ Global___TurnEnded: _TypeAlias = TurnEnded  # noqa: Y015
 
 @_typing.final
 class Interrupted(_message.Message):
-    """The character was cut off. Frames and speech of `turn` that are not played are void: the next
-    turn begins at these positions, which may lie before media that was already sent. What
+    """The character was cut off. Frames and speech of `turn` that are not played are void, and encoded
+    frames are decodable again from the first of the next turn, which is a key frame. The next turn
+    begins at these positions, which may lie before media that was already sent. What
     is left of the chunk that was being played comes again under turn + 1.
     """
 

@@ -539,6 +539,82 @@ class Region(_message.Message):
 Global___Region: _TypeAlias = Region  # noqa: Y015
 
 @_typing.final
+class SpeakerSpeech(_message.Message):
+    """One speaker during one chunk. All fields are set by the gateway."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.int
+    """Index into the avatar's speakers."""
+    mode: Global___Mode.ValueType
+    """MODE_SPEAKING, or MODE_LISTENING while only the look-ahead holds speech."""
+    @_builtins.property
+    def speech(self) -> Global___Pcm:
+        """Exactly the chunk: samples_per_chunk samples at the stream's rate; silence with
+        MODE_LISTENING.
+        """
+
+    @_builtins.property
+    def lookahead(self) -> Global___Pcm:
+        """What follows the chunk, up to lookahead_samples; what is missing counts as silence."""
+
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.int = ...,
+        mode: Global___Mode.ValueType = ...,
+        speech: Global___Pcm | None = ...,
+        lookahead: Global___Pcm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lookahead", b"lookahead", "speech", b"speech"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookahead", b"lookahead", "mode", b"mode", "speaker", b"speaker", "speech", b"speech"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeakerSpeech: _TypeAlias = SpeakerSpeech  # noqa: Y015
+
+@_typing.final
+class PastChunk(_message.Message):
+    """A chunk of the log that is finished."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    LATENTS_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.int
+    """Its number."""
+    @_builtins.property
+    def latents(self) -> Global___Latents:
+        """Its clean latents; absent where only speech is asked for."""
+
+    @_builtins.property
+    def speech(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeakerSpeech]:
+        """What was said during it, exactly as score was sent it; after an interruption, silence from
+        where playback stopped. Only score needs it.
+        """
+
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.int = ...,
+        latents: Global___Latents | None = ...,
+        speech: _abc.Iterable[Global___SpeakerSpeech] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "latents", b"latents", "speech", b"speech"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PastChunk: _TypeAlias = PastChunk  # noqa: Y015
+
+@_typing.final
 class LogTail(_message.Message):
     """The end of the session's log: all that a replica needs to go on with a session it never saw.
     Set by the gateway, as long as the replica's *Attached message asks for.
@@ -547,36 +623,54 @@ class LogTail(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NEXT_CHUNK_FIELD_NUMBER: _builtins.int
-    LATENTS_FIELD_NUMBER: _builtins.int
-    SPEECH_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     next_chunk: _builtins.int
-    """The chunk that the session goes on with, which is one past the newest in `latents`."""
+    """The chunk that the session goes on with, one past the newest in `chunks`; 0 at its start."""
     @_builtins.property
-    def latents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latents]:
-        """Clean latents of the chunks before next_chunk, oldest first, without a gap. Fewer than asked
-        for only when the session has fewer.
-        """
-
-    @_builtins.property
-    def speech(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pcm]:
-        """Speech that ends where next_chunk begins, one entry for each speaker that spoke in that time;
-        a speaker without an entry was silent. Only score needs it.
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastChunk]:
+        """Oldest first, without a gap; those with latents are the last. Fewer than asked for only when
+        the session has fewer.
         """
 
     def __init__(
         self,
         *,
         next_chunk: _builtins.int = ...,
-        latents: _abc.Iterable[Global___Latents] | None = ...,
-        speech: _abc.Iterable[Global___Pcm] | None = ...,
+        chunks: _abc.Iterable[Global___PastChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "next_chunk", b"next_chunk", "speech", b"speech"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "next_chunk", b"next_chunk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogTail: _TypeAlias = LogTail  # noqa: Y015
+
+@_typing.final
+class Capacity(_message.Message):
+    """How full a replica is. Set by the replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    sessions: _builtins.int
+    """Sessions attached."""
+    slots: _builtins.int
+    """Sessions that it takes at most, >= 1; fewer when their measured work already fills it."""
+    def __init__(
+        self,
+        *,
+        sessions: _builtins.int = ...,
+        slots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
 
 @_typing.final
 class HandOver(_message.Message):

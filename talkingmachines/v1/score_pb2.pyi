@@ -53,6 +53,7 @@ class ScoreServiceDescribeResponse(_message.Message):
     TAKES_PROMPT_FIELD_NUMBER: _builtins.int
     MAX_SPEAKERS_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """Names the weights and their configuration (a content digest): conditioning made under another
     one must be made again.
@@ -73,6 +74,10 @@ class ScoreServiceDescribeResponse(_message.Message):
     def tail(self) -> Global___LogTailLength:
         """What an attachment must be sent."""
 
+    @_builtins.property
+    def capacity(self) -> _media_pb2.Capacity:
+        """How full the replica that answers is."""
+
     def __init__(
         self,
         *,
@@ -82,10 +87,11 @@ class ScoreServiceDescribeResponse(_message.Message):
         takes_prompt: _builtins.bool = ...,
         max_speakers: _builtins.int = ...,
         tail: Global___LogTailLength | None = ...,
+        capacity: _media_pb2.Capacity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "tail", b"tail"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "latent_shape", b"latent_shape", "max_speakers", b"max_speakers", "spec", b"spec", "tail", b"tail", "takes_prompt", b"takes_prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "latent_shape", b"latent_shape", "max_speakers", b"max_speakers", "spec", b"spec", "tail", b"tail", "takes_prompt", b"takes_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,27 +99,27 @@ Global___ScoreServiceDescribeResponse: _TypeAlias = ScoreServiceDescribeResponse
 
 @_typing.final
 class LogTailLength(_message.Message):
-    """How much of the log score needs."""
+    """How much of the log score needs, counted back from the next chunk."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNKS_FIELD_NUMBER: _builtins.int
-    SAMPLES_FIELD_NUMBER: _builtins.int
-    chunks: _builtins.int
-    """Chunks of clean latents, >= 1; more than 1 only for checkpoints whose context pass saw
-    earlier chunks.
+    LATENT_CHUNKS_FIELD_NUMBER: _builtins.int
+    SPEECH_CHUNKS_FIELD_NUMBER: _builtins.int
+    latent_chunks: _builtins.int
+    """Chunks with latents, >= 1; more than 1 only for checkpoints whose context pass saw earlier
+    chunks.
     """
-    samples: _builtins.int
-    """Samples of speech before the next chunk, >= 0."""
+    speech_chunks: _builtins.int
+    """Chunks with speech, >= latent_chunks: as far back as lips can tell."""
     def __init__(
         self,
         *,
-        chunks: _builtins.int = ...,
-        samples: _builtins.int = ...,
+        latent_chunks: _builtins.int = ...,
+        speech_chunks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent_chunks", b"latent_chunks", "speech_chunks", b"speech_chunks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,7 +195,9 @@ class Conditioning(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     FACES_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
-    """The checkpoint that the embeddings belong to. Set by score."""
+    """The checkpoint that the embeddings belong to; under another one an attachment is refused with
+    INVALID_ARGUMENT, and the gateway makes them again. Set by score.
+    """
     digest: _builtins.str
     """Content digest of all that follows; sessions with the same one share caches. Set by gateway."""
     @_builtins.property
@@ -325,13 +333,20 @@ class DenoiseChunk(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     SPEECH_FIELD_NUMBER: _builtins.int
     SLACK_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
     """The turn that the chunk belongs to, >= the last one."""
     chunk: _builtins.int
-    """One past the newest chunk drawn on this attachment, or LogTail.next_chunk."""
+    """One past the newest chunk sent on this attachment, or LogTail.next_chunk."""
+    traceparent: _builtins.str
+    """W3C trace context of the turn, for the chunk's span; empty when it is not sampled. Set by the
+    gateway.
+    """
     @_builtins.property
-    def speech(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeakerSpeech]:
-        """One entry for each speaker that speaks; the others listen."""
+    def speech(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.SpeakerSpeech]:
+        """One entry for each speaker that speaks; the others listen. Conditioning.listening_text is used
+        when there is none.
+        """
 
     @_builtins.property
     def slack(self) -> _duration_pb2.Duration:
@@ -344,54 +359,17 @@ class DenoiseChunk(_message.Message):
         *,
         turn: _builtins.int = ...,
         chunk: _builtins.int = ...,
-        speech: _abc.Iterable[Global___SpeakerSpeech] | None = ...,
+        speech: _abc.Iterable[_media_pb2.SpeakerSpeech] | None = ...,
         slack: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slack", b"slack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "slack", b"slack", "speech", b"speech", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "slack", b"slack", "speech", b"speech", "traceparent", b"traceparent", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DenoiseChunk: _TypeAlias = DenoiseChunk  # noqa: Y015
-
-@_typing.final
-class SpeakerSpeech(_message.Message):
-    """One speaker during one chunk. All fields are set by the gateway."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SPEAKER_FIELD_NUMBER: _builtins.int
-    MODE_FIELD_NUMBER: _builtins.int
-    SPEECH_FIELD_NUMBER: _builtins.int
-    LOOKAHEAD_FIELD_NUMBER: _builtins.int
-    speaker: _builtins.int
-    """Index into Conditioning.faces."""
-    mode: _media_pb2.Mode.ValueType
-    """MODE_SPEAKING, or MODE_LISTENING while only the look-ahead holds speech."""
-    @_builtins.property
-    def speech(self) -> _media_pb2.Pcm:
-        """Exactly the chunk: samples_per_chunk samples at the stream's rate."""
-
-    @_builtins.property
-    def lookahead(self) -> _media_pb2.Pcm:
-        """What follows the chunk, up to lookahead_samples; what is missing counts as silence."""
-
-    def __init__(
-        self,
-        *,
-        speaker: _builtins.int = ...,
-        mode: _media_pb2.Mode.ValueType = ...,
-        speech: _media_pb2.Pcm | None = ...,
-        lookahead: _media_pb2.Pcm | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lookahead", b"lookahead", "speech", b"speech"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookahead", b"lookahead", "mode", b"mode", "speaker", b"speaker", "speech", b"speech"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SpeakerSpeech: _TypeAlias = SpeakerSpeech  # noqa: Y015
 
 @_typing.final
 class DenoiseRewind(_message.Message):
@@ -473,6 +451,7 @@ class DenoiseAttached(_message.Message):
     TAIL_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """As in ScoreServiceDescribeResponse."""
     replica: _builtins.str
@@ -489,6 +468,10 @@ class DenoiseAttached(_message.Message):
     def max_age(self) -> _duration_pb2.Duration:
         """When this replica will ask for a hand-over, from sending on; includes its jitter."""
 
+    @_builtins.property
+    def capacity(self) -> _media_pb2.Capacity:
+        """How full the replica is with this session."""
+
     def __init__(
         self,
         *,
@@ -497,10 +480,11 @@ class DenoiseAttached(_message.Message):
         tail: Global___LogTailLength | None = ...,
         max_age: _duration_pb2.Duration | None = ...,
         replica: _builtins.str = ...,
+        capacity: _media_pb2.Capacity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "max_age", b"max_age", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "max_age", b"max_age", "replica", b"replica", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "max_age", b"max_age", "replica", b"replica", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

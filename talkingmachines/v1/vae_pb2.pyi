@@ -28,12 +28,23 @@ class VaeServiceDescribeRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Pixels of the picture that session_bytes is asked for, a multiple of spatial_stride; 0 when it
+    is not asked for.
+    """
+    height: _builtins.int
+    """As width."""
     def __init__(
         self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -51,6 +62,7 @@ class VaeServiceDescribeResponse(_message.Message):
     FRAMES_PER_LATENT_FIELD_NUMBER: _builtins.int
     TAIL_LATENTS_FIELD_NUMBER: _builtins.int
     SESSION_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """Names the weights and their configuration (a content digest)."""
     latent_channels: _builtins.int
@@ -63,6 +75,10 @@ class VaeServiceDescribeResponse(_message.Message):
     """Latent frames of tail after which a rebuilt decoder goes on as if it had never moved."""
     session_bytes: _builtins.int
     """Device memory that one session of the asked size takes, in bytes; 0 when no size was asked."""
+    @_builtins.property
+    def capacity(self) -> _media_pb2.Capacity:
+        """How full the replica that answers is."""
+
     def __init__(
         self,
         *,
@@ -72,10 +88,11 @@ class VaeServiceDescribeResponse(_message.Message):
         frames_per_latent: _builtins.int = ...,
         tail_latents: _builtins.int = ...,
         session_bytes: _builtins.int = ...,
+        capacity: _media_pb2.Capacity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "frames_per_latent", b"frames_per_latent", "latent_channels", b"latent_channels", "session_bytes", b"session_bytes", "spatial_stride", b"spatial_stride", "tail_latents", b"tail_latents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "frames_per_latent", b"frames_per_latent", "latent_channels", b"latent_channels", "session_bytes", b"session_bytes", "spatial_stride", b"spatial_stride", "tail_latents", b"tail_latents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,14 +255,19 @@ class DecodeChunk(_message.Message):
     LATENTS_FIELD_NUMBER: _builtins.int
     SLACK_FIELD_NUMBER: _builtins.int
     SKIP_FRAMES_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     skip_frames: _builtins.int
     """Frames at the chunk's start that the gateway has already, below frames_per_chunk: decoded, but
     neither encoded nor sent. Only in the first chunk after DecodeAttach or DecodeRewind, so the
     first frame that is sent is a key frame.
     """
+    traceparent: _builtins.str
+    """W3C trace context of the turn, for the chunk's span; empty when it is not sampled. Set by the
+    gateway.
+    """
     @_builtins.property
     def latents(self) -> _media_pb2.Latents:
-        """One past the newest chunk on this attachment, or LogTail.next_chunk."""
+        """One past the newest chunk sent on this attachment, or LogTail.next_chunk."""
 
     @_builtins.property
     def slack(self) -> _duration_pb2.Duration:
@@ -259,10 +281,11 @@ class DecodeChunk(_message.Message):
         latents: _media_pb2.Latents | None = ...,
         slack: _duration_pb2.Duration | None = ...,
         skip_frames: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "slack", b"slack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "skip_frames", b"skip_frames", "slack", b"slack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "skip_frames", b"skip_frames", "slack", b"slack", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -348,6 +371,7 @@ class DecodeAttached(_message.Message):
     MAX_AGE_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """As in VaeServiceDescribeResponse."""
     tail_latents: _builtins.int
@@ -360,7 +384,13 @@ class DecodeAttached(_message.Message):
 
     @_builtins.property
     def video(self) -> _media_pb2.VideoFormat:
-        """What is really sent: the asked format with the server's defaults filled in."""
+        """What is really sent: the asked format with the server's defaults filled in. The first frame
+        of an attachment is a key frame.
+        """
+
+    @_builtins.property
+    def capacity(self) -> _media_pb2.Capacity:
+        """How full the replica is with this session."""
 
     def __init__(
         self,
@@ -370,10 +400,11 @@ class DecodeAttached(_message.Message):
         max_age: _duration_pb2.Duration | None = ...,
         replica: _builtins.str = ...,
         video: _media_pb2.VideoFormat | None = ...,
+        capacity: _media_pb2.Capacity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "max_age", b"max_age", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "max_age", b"max_age", "replica", b"replica", "tail_latents", b"tail_latents", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "max_age", b"max_age", "replica", b"replica", "tail_latents", b"tail_latents", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,7 @@ from talkingmachines import duration
 from talkingmachines.errors import BadInput
 from talkingmachines.media import Latents, LogTail, Tensor, spec_to_proto
 from talkingmachines.spec import StreamSpec
-from talkingmachines.v1 import score_pb2
+from talkingmachines.v1 import media_pb2, score_pb2
 from talkingmachines.v1.score_pb2_grpc import ScoreServiceServicer
 from tests.fakes.replica import Replica
 
@@ -28,13 +28,17 @@ class FakeScore(ScoreServiceServicer):
         self,
         spec: StreamSpec,
         *,
-        tail_samples: int = 0,
+        history_samples: int = 0,
         tail_chunks: int = 1,
         takes_prompt: bool = False,
         max_speakers: int = 4,
     ) -> None:
         self.spec = spec
-        self.tail = score_pb2.LogTailLength(chunks=tail_chunks, samples=tail_samples)
+        self.history_samples = history_samples  # of speech that shape the next chunk
+        self.tail = score_pb2.LogTailLength(
+            latent_chunks=tail_chunks,
+            speech_chunks=max(tail_chunks, -(-history_samples // spec.samples_per_chunk)),
+        )
         self.shape = (4, spec.latents_per_chunk, 2, 2)
         self.takes_prompt = takes_prompt
         self.max_speakers = max_speakers
@@ -111,7 +115,7 @@ class _Session:
         self.faces = len(attach.conditioning.faces)
         self.turn = 0
         self.latents: list[bytes] = []
-        tail = LogTail(0, ())
+        tail = LogTail(0)
         if attach.HasField("tail"):
             tail = LogTail.from_proto(attach.tail, at="attach.tail")
         self._take(tail)
@@ -131,17 +135,15 @@ class _Session:
         self.turn = message.turn
         digest = hashlib.sha256(repr((self.seed, message.chunk)).encode())
         digest.update(b"".join(self.latents) or self.anchor)
-        silence = bytes(2 * spec.samples_per_chunk)
-        heard = dict.fromkeys(self.history, silence)
         for part in message.speech:
             self._check(part)
-            heard[part.speaker] = part.speech.samples
             lookahead = part.lookahead.samples.ljust(2 * spec.lookahead_samples, b"\0")
             digest.update(repr((part.speaker, part.mode)).encode() + lookahead)
+        heard = self._hear({part.speaker: part.speech.samples for part in message.speech})
         for speaker, samples in sorted(heard.items()):
-            digest.update(repr(speaker).encode() + self._hear(speaker, samples))
+            digest.update(repr(speaker).encode() + samples)
         latents = self._latents(digest.digest(), message)
-        self.latents = [*self.latents, latents.tensor.payload][-self.score.tail.chunks :]
+        self.latents = [*self.latents, latents.tensor.payload][-self.score.tail.latent_chunks :]
         self.next_chunk += 1
         return latents
 
@@ -151,34 +153,35 @@ class _Session:
         return Latents(message.turn, message.chunk, Tensor.from_array(values))
 
     def _take(self, tail: LogTail) -> None:
-        expected = min(tail.next_chunk, self.score.tail.chunks)
-        if len(tail.latents) != expected:
-            raise BadInput("tail.latents", got=len(tail.latents), expected=str(expected))
+        length = self.score.tail
+        for what, got, most in (
+            ("latents", len(tail.latents), length.latent_chunks),
+            ("chunks", len(tail.chunks), length.speech_chunks),
+        ):
+            if got != min(tail.next_chunk, most):
+                expected = str(min(tail.next_chunk, most))
+                raise BadInput(f"tail.{what}", got=got, expected=expected)
         self.next_chunk = tail.next_chunk
         self.latents = [part.tensor.payload for part in tail.latents]
-        size = 2 * self.score.tail.samples
-        end = self.score.spec.first_sample(tail.next_chunk)
         self.history: dict[int, bytes] = {}
-        for pcm in tail.speech:
-            if pcm.end_sample != end:
-                raise BadInput("tail.speech", got=pcm.end_sample, expected=f"ends at {end}")
-            self.history[pcm.speaker] = pcm.samples.rjust(size, b"\0")[-size:] if size else b""
-        self._drop_silent()
+        for past in tail.chunks:
+            self._hear({part.speaker: part.speech.samples for part in past.speech})
 
-    def _hear(self, speaker: int, samples: bytes) -> bytes:
-        """What was heard of a speaker, up to the end of this chunk."""
-        size = 2 * self.score.tail.samples
-        window = self.history.get(speaker, b"").rjust(size, b"\0") + samples
-        self.history[speaker] = window[-size:] if size else b""
-        self._drop_silent()
-        return window
+    def _hear(self, spoken: dict[int, bytes]) -> dict[int, bytes]:
+        """What was heard of every speaker, up to the end of this chunk."""
+        size = 2 * self.score.history_samples
+        silence = bytes(2 * self.score.spec.samples_per_chunk)
+        heard = {
+            speaker: self.history.get(speaker, b"").rjust(size, b"\0")
+            + spoken.get(speaker, silence)
+            for speaker in self.history.keys() | spoken.keys()
+        }
+        kept = {who: window[-size:] if size else b"" for who, window in heard.items()}
+        # Who was silent for the whole history is as if never heard.
+        self.history = {who: samples for who, samples in kept.items() if any(samples)}
+        return heard
 
-    def _drop_silent(self) -> None:
-        """Who was silent for the whole history is as if never heard."""
-        for speaker in [key for key, samples in self.history.items() if not any(samples)]:
-            del self.history[speaker]
-
-    def _check(self, part: score_pb2.SpeakerSpeech) -> None:
+    def _check(self, part: media_pb2.SpeakerSpeech) -> None:
         samples = self.score.spec.samples_per_chunk
         if len(part.speech.samples) != 2 * samples:
             got = f"{len(part.speech.samples)} bytes"

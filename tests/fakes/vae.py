@@ -123,7 +123,7 @@ class _Session:
         self.anchor = Tensor.from_proto(attach.anchor, at="attach.anchor").payload
         self.encoder = next(vae.encoders)
         self.encoded = 0
-        tail = LogTail(0, ())
+        tail = LogTail(0)
         if attach.HasField("tail"):
             tail = LogTail.from_proto(attach.tail, at="attach.tail")
         self.take(tail)

@@ -126,7 +126,7 @@ async def fleet(
     spec: StreamSpec = SPEC,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
-    score = FakeScore(spec, tail_samples=900)
+    score = FakeScore(spec, history_samples=900)
     vae = FakeVae(tail_latents=5, frames_per_latent=spec.frames_per_latent)
     score.replica.work_seconds = vae.replica.work_seconds = 0.005
     prepare(score, vae)

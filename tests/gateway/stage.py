@@ -42,7 +42,7 @@ SPEC = StreamSpec(
     height=16,
     lookahead_samples=400,
 )
-TAIL_SAMPLES = 5_000
+HISTORY_SAMPLES = 5_000
 
 
 def voice(seconds: float, *, rate: int = SPEC.sample_rate, seed: int = 0) -> Pcm:
@@ -165,7 +165,7 @@ async def stage(
     tail_latents: int = 8,
 ) -> AsyncIterator[Stage]:
     """A session whose client reads; leaving waits for the session's end and raises its error."""
-    score = FakeScore(spec, tail_samples=TAIL_SAMPLES)
+    score = FakeScore(spec, history_samples=HISTORY_SAMPLES)
     vae = FakeVae(tail_latents=tail_latents)
     score.replica.work_seconds = vae.replica.work_seconds = work_seconds
     prepare(score, vae)
@@ -188,7 +188,12 @@ async def stage(
         opened_at=0.0,
     )
     score_wire = ScoreWire(
-        cast(Any, LocalScore(score)), "s", conditioning, seed, log, TailLength(1, TAIL_SAMPLES)
+        cast(Any, LocalScore(score)),
+        "s",
+        conditioning,
+        seed,
+        log,
+        TailLength(1, score.tail.speech_chunks),
     )
     vae_wire = VaeWire(
         cast(Any, LocalVae(vae)),

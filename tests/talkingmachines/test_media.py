@@ -12,7 +12,10 @@ from talkingmachines.media import (
     DataType,
     Latents,
     LogTail,
+    Mode,
+    PastChunk,
     Pcm,
+    SpeakerSpeech,
     Tensor,
     spec_from_proto,
     spec_to_proto,
@@ -47,15 +50,29 @@ def tensors(draw: st.DrawFn, dimensions: int = 2) -> Tensor:
     return Tensor(data_type, shape, draw(st.binary(min_size=size, max_size=size)))
 
 
+speeches = st.builds(
+    SpeakerSpeech,
+    speaker=st.integers(0, 2**32 - 1),
+    mode=st.sampled_from(Mode),
+    speech=sounds,
+    lookahead=sounds,
+)
+
+
 @st.composite
 def tails(draw: st.DrawFn) -> LogTail:
-    first, count = draw(st.integers(0, 1000)), draw(st.integers(0, 3))
-    latents = tuple(
-        Latents(turn=draw(u32), chunk=first + index, tensor=draw(tensors(4)))
+    first, count = draw(st.integers(0, 1000)), draw(st.integers(0, 4))
+    without = draw(st.integers(0, count))
+    tensor = draw(tensors(4))
+    chunks = tuple(
+        PastChunk(
+            chunk=first + index,
+            latents=None if index < without else Latents(draw(u32), first + index, tensor),
+            speech=tuple(draw(st.lists(speeches, max_size=2))),
+        )
         for index in range(count)
     )
-    speech = draw(st.lists(sounds, max_size=2, unique_by=lambda pcm: pcm.speaker))
-    return LogTail(next_chunk=first + count, latents=latents, speech=tuple(speech))
+    return LogTail(next_chunk=first + count, chunks=chunks)
 
 
 @given(sounds)
@@ -142,11 +159,29 @@ def test_bad_latents_are_named(message: media_pb2.Latents, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_a_tail_with_a_gap_is_refused() -> None:
-    tensor = Tensor.from_array(np.zeros((1, 1, 1, 1), np.float32))
-    parts = (Latents(0, 3, tensor), Latents(0, 5, tensor))
-    with pytest.raises(BadInput, match=r"chunks \[4, 5\], oldest first, got chunks \[3, 5\]"):
-        LogTail(next_chunk=6, latents=parts)
+@pytest.mark.parametrize(
+    ("next_chunk", "chunks", "field"),
+    [
+        (6, [3, 5], "chunks"),
+        (1, [0, 1], "chunks"),
+        (6, [5, 4], "chunks"),
+    ],
+)
+def test_a_tail_with_a_gap_is_refused(next_chunk: int, chunks: list[int], field: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        LogTail(next_chunk, tuple(PastChunk(chunk) for chunk in chunks))
+    assert caught.value.field == field
+
+
+def test_the_latents_of_a_tail_are_its_last_and_of_one_shape() -> None:
+    small = Tensor.from_array(np.zeros((1, 1, 1, 1), np.float32))
+    large = Tensor.from_array(np.zeros((1, 1, 2, 2), np.float32))
+    with pytest.raises(BadInput, match="the last chunks to have them"):
+        LogTail(2, (PastChunk(0, Latents(0, 0, small)), PastChunk(1)))
+    with pytest.raises(BadInput, match="one shape"):
+        LogTail(2, (PastChunk(0, Latents(0, 0, small)), PastChunk(1, Latents(0, 1, large))))
+    with pytest.raises(BadInput, match=r"latents\.chunk: expected 1"):
+        PastChunk(1, Latents(0, 0, small))
 
 
 def test_a_bad_spec_is_named() -> None:
