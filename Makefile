@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := test
-.PHONY: test check protos constraints clean
+.PHONY: test check protos released constraints clean
 
 test: check ## everything that must hold
 	$(BIN)/pytest
@@ -12,7 +12,7 @@ check: .venv/ready ## format, lint, types, layering, contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
@@ -20,7 +20,10 @@ check: .venv/ready ## format, lint, types, layering, contracts
 protos: .venv/ready ## regenerate the stubs after a change in protos/
 	$(BIN)/python protos/generate.py
 
-constraints: .venv/ready ## write down what this environment has
+released: .venv/ready ## after a release: later changes to the contracts must not break it
+	$(BIN)/buf build --exclude-source-info --output protos/released.binpb
+
+constraints: .venv/ready ## after changing dependencies: pin what this environment has
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean:

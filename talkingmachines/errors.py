@@ -72,11 +72,11 @@ class Fenced(TalkingMachinesError):
     """Another owner holds the session now; this one must stop writing to it."""
 
 
-class Idle(TalkingMachinesError):
-    """Nothing came, or nothing was read, for longer than allowed; the session was ended."""
+class TimedOut(TalkingMachinesError):
+    """Something took longer than its limit: a call its deadline, a silent session our patience."""
 
     def __init__(self, what: str, *, limit: float) -> None:
-        super().__init__(f"{what} for more than {limit:g} s")
+        super().__init__(f"{what} took longer than {limit:g} s")
         self.what = what
         self.limit = limit  # seconds
 

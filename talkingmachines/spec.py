@@ -36,13 +36,13 @@ class StreamSpec:
             least = 0 if field.name == "lookahead_samples" else 1
             if getattr(self, field.name) < least:
                 raise BadInput(
-                    f"spec.{field.name}",
+                    field.name,
                     got=getattr(self, field.name),
                     expected=f"an integer >= {least}",
                 )
         if self.sample_rate * self.frames_per_chunk % self.fps:
             raise BadInput(
-                "spec.sample_rate",
+                "sample_rate",
                 got=f"{self.sample_rate} Hz with {self.frames_per_chunk} frames at {self.fps} fps",
                 expected="a rate at which a chunk is a whole number of samples",
             )

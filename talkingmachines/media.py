@@ -1,0 +1,284 @@
+"""Sound, latents and the tail of a session's log, as values.
+
+Every type checks itself when it is made, so that what crosses the wire is sound on both ends.
+`from_proto` and `to_proto` are the only places where these meet protobuf; `at` is the path of the
+message within the request, for errors that name the field. Pictures are in `picture`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from talkingmachines.errors import BadInput
+from talkingmachines.fields import FieldPath, member
+from talkingmachines.spec import StreamSpec
+from talkingmachines.v1 import media_pb2
+
+MIN_SAMPLE_RATE = 8_000  # Hz
+MAX_SAMPLE_RATE = 96_000
+
+
+class Mode(Enum):
+    """What a speaker in the picture is doing."""
+
+    SPEAKING = media_pb2.MODE_SPEAKING
+    LISTENING = media_pb2.MODE_LISTENING
+
+
+class DataType(Enum):
+    """Element type of a tensor's payload."""
+
+    FLOAT32 = media_pb2.DATA_TYPE_FLOAT32
+    FLOAT16 = media_pb2.DATA_TYPE_FLOAT16
+    BFLOAT16 = media_pb2.DATA_TYPE_BFLOAT16
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element."""
+        return 4 if self is DataType.FLOAT32 else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pcm:
+    """Mono sound: signed 16-bit little-endian samples.
+
+    `first_sample` counts from the start of its stream at `sample_rate`; in what a session returns
+    that is the session's media clock.
+    """
+
+    samples: bytes
+    sample_rate: int  # Hz
+    first_sample: int = 0
+    turn: int = 0
+    chunk: int = 0
+    speaker: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.samples) % 2:
+            raise BadInput(
+                "samples", got=f"{len(self.samples)} bytes", expected="an even number of bytes"
+            )
+        if not MIN_SAMPLE_RATE <= self.sample_rate <= MAX_SAMPLE_RATE:
+            raise BadInput(
+                "sample_rate",
+                got=self.sample_rate,
+                expected=f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
+            )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.samples) // 2
+
+    @property
+    def end_sample(self) -> int:
+        """One past the last sample."""
+        return self.first_sample + len(self)
+
+    @property
+    def seconds(self) -> float:
+        return len(self) / self.sample_rate
+
+    def array(self) -> NDArray[np.int16]:
+        """The samples as a read-only view, [samples]."""
+        return np.frombuffer(self.samples, dtype="<i2")
+
+    def part(self, start: int, end: int) -> Pcm:
+        """Samples `start` to `end` of this piece, at their place on the clock."""
+        return replace(
+            self,
+            samples=self.samples[2 * start : 2 * end],
+            first_sample=self.first_sample + start,
+        )
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.Pcm, *, at: str) -> Pcm:
+        with FieldPath(at):
+            return cls(
+                samples=message.samples,
+                sample_rate=message.sample_rate,
+                first_sample=message.first_sample,
+                turn=message.turn,
+                chunk=message.chunk,
+                speaker=message.speaker,
+            )
+
+    def to_proto(self) -> media_pb2.Pcm:
+        return media_pb2.Pcm(
+            turn=self.turn,
+            chunk=self.chunk,
+            first_sample=self.first_sample,
+            sample_rate=self.sample_rate,
+            samples=self.samples,
+            speaker=self.speaker,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A dense array as raw little-endian bytes in row-major order; numpy has no bfloat16."""
+
+    data_type: DataType
+    shape: tuple[int, ...]
+    payload: bytes
+
+    def __post_init__(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise BadInput("shape", got=list(self.shape), expected="dimensions >= 1")
+        expected = prod(self.shape) * self.data_type.bytes
+        if len(self.payload) != expected:
+            raise BadInput(
+                "payload",
+                got=f"{len(self.payload)} bytes",
+                expected=f"{expected} bytes for {self.data_type.name} {list(self.shape)}",
+            )
+
+    @classmethod
+    def from_array(
+        cls, array: NDArray[np.floating], data_type: DataType = DataType.FLOAT32
+    ) -> Tensor:
+        """Store `array`, rounded to nearest even where `data_type` is narrower."""
+        floats = np.ascontiguousarray(array, dtype="<f4")
+        return cls(data_type, tuple(array.shape), _ENCODE[data_type](floats))
+
+    def array(self) -> NDArray[np.float32]:
+        """The values as float32, of `shape`; exact for every element type."""
+        return _DECODE[self.data_type](self.payload).reshape(self.shape)
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.Tensor, *, at: str) -> Tensor:
+        with FieldPath(at):
+            return cls(
+                data_type=member(DataType, message.data_type, at="data_type"),
+                shape=tuple(message.shape),
+                payload=message.payload,
+            )
+
+    def to_proto(self) -> media_pb2.Tensor:
+        return media_pb2.Tensor(
+            data_type=self.data_type.value, shape=self.shape, payload=self.payload
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """The clean latents of one chunk: [channels, latent frames, height, width], normalised."""
+
+    turn: int
+    chunk: int
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.tensor.shape) != 4:
+            raise BadInput(
+                "tensor.shape",
+                got=list(self.tensor.shape),
+                expected="[channels, latent frames, height, width]",
+            )
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.Latents, *, at: str) -> Latents:
+        with FieldPath(at):
+            tensor = Tensor.from_proto(message.tensor, at="tensor")
+            return cls(turn=message.turn, chunk=message.chunk, tensor=tensor)
+
+    def to_proto(self) -> media_pb2.Latents:
+        return media_pb2.Latents(turn=self.turn, chunk=self.chunk, tensor=self.tensor.to_proto())
+
+
+@dataclass(frozen=True, slots=True)
+class LogTail:
+    """The end of a session's log, from which any replica can go on."""
+
+    next_chunk: int
+    latents: tuple[Latents, ...]  # oldest first, without a gap, ending before next_chunk
+    speech: tuple[Pcm, ...] = ()  # one entry for each speaker that spoke
+
+    def __post_init__(self) -> None:
+        chunks = [part.chunk for part in self.latents]
+        expected = list(range(self.next_chunk - len(chunks), self.next_chunk))
+        if chunks != expected:
+            raise BadInput(
+                "latents", got=f"chunks {chunks}", expected=f"chunks {expected}, oldest first"
+            )
+        speakers = [pcm.speaker for pcm in self.speech]
+        if len(set(speakers)) != len(speakers):
+            raise BadInput("speech", got=f"speakers {speakers}", expected="each speaker once")
+
+    @classmethod
+    def from_proto(cls, message: media_pb2.LogTail, *, at: str) -> LogTail:
+        with FieldPath(at):
+            return cls(
+                next_chunk=message.next_chunk,
+                latents=tuple(
+                    Latents.from_proto(part, at=f"latents[{index}]")
+                    for index, part in enumerate(message.latents)
+                ),
+                speech=tuple(
+                    Pcm.from_proto(part, at=f"speech[{index}]")
+                    for index, part in enumerate(message.speech)
+                ),
+            )
+
+    def to_proto(self) -> media_pb2.LogTail:
+        return media_pb2.LogTail(
+            next_chunk=self.next_chunk,
+            latents=[part.to_proto() for part in self.latents],
+            speech=[part.to_proto() for part in self.speech],
+        )
+
+
+def spec_from_proto(message: media_pb2.StreamSpec, *, at: str) -> StreamSpec:
+    with FieldPath(at):
+        return StreamSpec(
+            sample_rate=message.sample_rate,
+            fps=message.fps,
+            latents_per_chunk=message.latents_per_chunk,
+            frames_per_latent=message.frames_per_latent,
+            width=message.width,
+            height=message.height,
+            lookahead_samples=message.lookahead_samples,
+        )
+
+
+def spec_to_proto(spec: StreamSpec) -> media_pb2.StreamSpec:
+    return media_pb2.StreamSpec(
+        sample_rate=spec.sample_rate,
+        fps=spec.fps,
+        latents_per_chunk=spec.latents_per_chunk,
+        frames_per_latent=spec.frames_per_latent,
+        width=spec.width,
+        height=spec.height,
+        lookahead_samples=spec.lookahead_samples,
+    )
+
+
+def _to_bfloat16(floats: NDArray[np.float32]) -> bytes:
+    """The upper half of each float, rounded to nearest even; not-a-numbers stay quiet ones."""
+    bits = floats.view("<u4")
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))
+    halves = (rounded >> 16).astype("<u2")
+    halves[np.isnan(floats)] = 0x7FC0
+    return halves.tobytes()
+
+
+def _from_bfloat16(payload: bytes) -> NDArray[np.float32]:
+    bits = np.frombuffer(payload, dtype="<u2").astype("<u4") << 16
+    return bits.view("<f4")
+
+
+_ENCODE: dict[DataType, Callable[[NDArray[np.float32]], bytes]] = {
+    DataType.FLOAT32: lambda floats: floats.tobytes(),
+    DataType.FLOAT16: lambda floats: floats.astype("<f2").tobytes(),
+    DataType.BFLOAT16: _to_bfloat16,
+}
+_DECODE: dict[DataType, Callable[[bytes], NDArray[np.float32]]] = {
+    DataType.FLOAT32: lambda payload: np.frombuffer(payload, dtype="<f4"),
+    DataType.FLOAT16: lambda payload: np.frombuffer(payload, dtype="<f2").astype(np.float32),
+    DataType.BFLOAT16: _from_bfloat16,
+}

@@ -1,0 +1,199 @@
+"""The one mapping between domain errors and gRPC status, both ways.
+
+A server puts the error into a `google.rpc.Status`: the code says what kind of thing went wrong,
+`ErrorInfo` (domain `talkingmachines`) carries everything needed to build the same error again,
+and the standard details (`BadRequest`, `RetryInfo`, `QuotaFailure`, `ResourceInfo`) say it once
+more for clients that are not ours. `from_rpc_error` undoes it, and also gives a name to what
+gRPC itself reports (a refused connection, an oversized message).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import (
+    BadRequest,
+    ErrorInfo,
+    QuotaFailure,
+    ResourceInfo,
+    RetryInfo,
+)
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from talkingmachines import duration
+from talkingmachines.errors import (
+    BadInput,
+    EngineFailure,
+    Fenced,
+    Internal,
+    NoCapacity,
+    NotFound,
+    PermissionDenied,
+    QuotaExceeded,
+    TalkingMachinesError,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+)
+
+DOMAIN = "talkingmachines"
+
+_RETRY_UNSTATED = 1.0  # seconds, for errors of gRPC's own that name no time
+_OVERSIZED = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+
+_Args = dict[str, str]
+
+
+def to_status(error: TalkingMachinesError) -> Status:
+    """`error` as the status that crosses the wire."""
+    code, args, details = _describe(error)
+    info = ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=args)
+    status = Status(code=code.value[0], message=str(error))
+    for detail in (info, *details):
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def from_status(status: Status) -> TalkingMachinesError:
+    """The error that `to_status` was given, or the nearest one for a status that is not ours."""
+    for packed in status.details:
+        info = ErrorInfo()
+        if packed.Unpack(info) and info.domain == DOMAIN:
+            return _rebuild(info.reason, info.metadata, status.message)
+    return _nearest(_code(status.code), status.message)
+
+
+def from_rpc_error(error: grpc.RpcError) -> TalkingMachinesError:
+    """The domain error behind a failed call of `grpc` or `grpc.aio`."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    status = _attached_status(error)
+    if status is not None:
+        return from_status(status)
+    return _nearest(error.code(), error.details() or "")
+
+
+def _describe(error: TalkingMachinesError) -> tuple[grpc.StatusCode, _Args, list[Message]]:
+    match error:
+        case BadInput(field=field, got=got, expected=expected):
+            violation = BadRequest.FieldViolation(field=field, description=str(error))
+            return (
+                grpc.StatusCode.INVALID_ARGUMENT,
+                {"field": field, "got": got, "expected": expected},
+                [BadRequest(field_violations=[violation])],
+            )
+        case NotFound(kind=kind, name=name):
+            return (
+                grpc.StatusCode.NOT_FOUND,
+                {"kind": kind, "name": name},
+                [ResourceInfo(resource_type=kind, resource_name=name)],
+            )
+        case NoCapacity(what=what, retry_after=seconds):
+            args = {"what": what, "retry_after": repr(seconds)}
+            return (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                args,
+                [RetryInfo(retry_delay=duration.to_proto(seconds))],
+            )
+        case QuotaExceeded(quota=quota, limit=quota_limit):
+            violation = QuotaFailure.Violation(subject=quota, description=str(error))
+            return (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                {"quota": quota, "limit": quota_limit},
+                [QuotaFailure(violations=[violation])],
+            )
+        case Unavailable(what=what, retry_after=seconds):
+            args = {"what": what, "retry_after": repr(seconds)}
+            return (
+                grpc.StatusCode.UNAVAILABLE,
+                args,
+                [RetryInfo(retry_delay=duration.to_proto(seconds))],
+            )
+        case TimedOut(what=what, limit=limit):
+            args = {"what": what, "limit": repr(limit)}
+            return grpc.StatusCode.DEADLINE_EXCEEDED, args, []
+        case Unauthenticated():
+            return grpc.StatusCode.UNAUTHENTICATED, {}, []
+        case PermissionDenied():
+            return grpc.StatusCode.PERMISSION_DENIED, {}, []
+        case Fenced():
+            return grpc.StatusCode.ABORTED, {}, []
+        case EngineFailure() | Internal():
+            return grpc.StatusCode.INTERNAL, {}, []
+        case _:
+            raise TypeError(
+                f"{type(error).__name__} has no status; add it to talkingmachines.status"
+            )
+
+
+def _rebuild(reason: str, args: Mapping[str, str], message: str) -> TalkingMachinesError:
+    match reason:
+        case "BadInput":
+            return BadInput(args["field"], got=args["got"], expected=args["expected"])
+        case "NotFound":
+            return NotFound(args["kind"], args["name"])
+        case "NoCapacity":
+            return NoCapacity(args["what"], retry_after=float(args["retry_after"]))
+        case "QuotaExceeded":
+            return QuotaExceeded(args["quota"], limit=args["limit"])
+        case "Unavailable":
+            return Unavailable(args["what"], retry_after=float(args["retry_after"]))
+        case "TimedOut":
+            return TimedOut(args["what"], limit=float(args["limit"]))
+        case "Unauthenticated":
+            return Unauthenticated(message)
+        case "PermissionDenied":
+            return PermissionDenied(message)
+        case "Fenced":
+            return Fenced(message)
+        case "EngineFailure":
+            return EngineFailure(message)
+        case _:  # a newer server may know reasons that we do not
+            return Internal(message)
+
+
+def _nearest(code: grpc.StatusCode, message: str) -> TalkingMachinesError:
+    """What gRPC, a proxy or a foreign server meant, in our words."""
+    oversized = _OVERSIZED.search(message)
+    if oversized:
+        got, most = oversized.groups()
+        return BadInput("message", got=f"{got} bytes", expected=f"at most {most} bytes")
+    match code:
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
+            return BadInput("request", got="what was sent", expected=message)
+        case grpc.StatusCode.NOT_FOUND:
+            return NotFound("resource", message)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return NoCapacity(message or "the call", retry_after=_RETRY_UNSTATED)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable(message or "the peer is gone", retry_after=_RETRY_UNSTATED)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return TimedOut(message or "the call", limit=0.0)
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthenticated(message)
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return PermissionDenied(message)
+        case grpc.StatusCode.ABORTED:
+            return Fenced(message)
+        case _:
+            return Internal(f"{code.name}: {message}")
+
+
+def _code(number: int) -> grpc.StatusCode:
+    known = {code.value[0]: code for code in grpc.StatusCode}
+    return known.get(number, grpc.StatusCode.UNKNOWN)
+
+
+def _attached_status(error: grpc.Call | grpc.aio.AioRpcError) -> Status | None:
+    if isinstance(error, grpc.aio.AioRpcError):
+        for key, value in error.trailing_metadata() or ():
+            if key == "grpc-status-details-bin":
+                return Status.FromString(value if isinstance(value, bytes) else value.encode())
+        return None
+    return rpc_status.from_call(error)
