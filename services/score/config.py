@@ -15,6 +15,8 @@ from typing import Literal
 
 from services.runtime.weights import BadCheckpoint
 from services.score import strict_json
+from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
+from services.score.frontend.grid import EmbeddingGrid
 from services.score.strict_json import Misfit
 from talkingmachines.errors import BadInput
 from talkingmachines.spec import StreamSpec
@@ -47,28 +49,6 @@ class AnchorConfig:
 
     mask_channels: int = 4
     fill: Literal["zero", "anchor"] = "zero"
-
-
-@dataclass(frozen=True, slots=True)
-class MelFrontEnd:
-    """Log-mel bands and a small causal convolution stack."""
-
-    kind: Literal["mel"] = "mel"
-    bands: int = 80
-    width: int = 128
-    layers: int = 4
-    history_seconds: float = 1.0  # speech before an embedding's own time that it may depend on
-    lookahead_seconds: float = 0.0  # and after it
-
-
-@dataclass(frozen=True, slots=True)
-class Wav2Vec2FrontEnd:
-    """Hidden states of a wav2vec 2.0 encoder, computed over a sliding window."""
-
-    kind: Literal["wav2vec2"] = "wav2vec2"
-    states: Literal["all", "last"] = "all"  # all encoder layers side by side, or the last alone
-    history_seconds: float = 1.0
-    lookahead_seconds: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,20 +230,28 @@ class DitConfig:
         return self.stream.sample_rate * self.latent.stride[0] // per_second
 
     @property
+    def hearing(self) -> EmbeddingGrid | None:
+        """Which embeddings a chunk hears, and what speech they are made of."""
+        if self.audio is None:
+            return None
+        return EmbeddingGrid(
+            sample_rate=self.stream.sample_rate,
+            step=self.samples_per_embedding,
+            per_chunk=self.audio.per_latent * self.stream.latents_per_chunk,
+            before=self.audio.before,
+            after=self.audio.after,
+            front_end=self.audio.front_end,
+        )
+
+    @property
     def history_samples(self) -> int:
         """Samples of speech before a chunk's start that shape its picture."""
-        if self.audio is None:
-            return 0
-        seconds = self.audio.front_end.history_seconds
-        return self.audio.before * self.samples_per_embedding + self._samples(seconds)
+        return self.hearing.history_samples if self.hearing else 0
 
     @property
     def lookahead_samples(self) -> int:
         """Samples of speech after a chunk's end that shape its picture."""
-        if self.audio is None:
-            return 0
-        seconds = self.audio.front_end.lookahead_seconds
-        return self.audio.after * self.samples_per_embedding + self._samples(seconds)
+        return self.hearing.lookahead_samples if self.hearing else 0
 
     @property
     def spec(self) -> StreamSpec:
@@ -294,9 +282,6 @@ class DitConfig:
     def write(self, path: Path) -> None:
         """Write a `config.json` that `read` reads back as an equal object."""
         path.write_text(json.dumps(strict_json.write(self), indent=2) + "\n")
-
-    def _samples(self, seconds: float) -> int:
-        return round(seconds * self.stream.sample_rate)
 
 
 def _check_sizes(config: DitConfig) -> None:
@@ -344,6 +329,10 @@ def _check_audio(config: DitConfig, audio: AudioConfig) -> None:
     samples = config.stream.sample_rate * config.latent.stride[0]
     whole = samples % (audio.per_latent * config.stream.fps) == 0
     _require(whole, "audio.per_latent", audio.per_latent, "a whole number of samples per embedding")
+    if isinstance(audio.front_end, MelFrontEnd):
+        outputs = audio.front_end.outputs
+        fits = audio.embedding_dim == outputs
+        _require(fits, "audio.embedding_dim", audio.embedding_dim, f"the front end's {outputs}")
     if isinstance(audio.adapter, PaperAudio):
         width, heads = audio.adapter.width, audio.adapter.heads
         _require(width % heads == 0, "audio.adapter.heads", heads, f"a divisor of {width}")

@@ -12,11 +12,10 @@ from services.score.config import (
     ClipConfig,
     DitConfig,
     LatentConfig,
-    MelFrontEnd,
     PaperAudio,
     StreamConfig,
-    Wav2Vec2FrontEnd,
 )
+from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
 
 NAMES = ("tm-18b", "tm-1.3b", "tiny")
 
@@ -70,7 +69,7 @@ def _tiny() -> DitConfig:
         audio=AudioConfig(
             adapter=PaperAudio(width=128, depth=1, heads=2),
             front_end=MelFrontEnd(),
-            embedding_dim=128,
+            embedding_dim=MelFrontEnd().outputs,
             per_latent=4,
             before=8,
             after=4,

@@ -13,8 +13,8 @@ from services.score.config import (
     DitConfig,
     FantasyTalkingAudio,
     MultiTalkAudio,
-    Wav2Vec2FrontEnd,
 )
+from services.score.frontend.config import Wav2Vec2FrontEnd
 from services.score.model import Dit
 from services.score.presets import preset
 
