@@ -1,0 +1,130 @@
+"""The VAE's training: what it starts from, what it learns from, what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.vae import checkpoint
+from services.vae.config import TowerConfig, VaeConfig
+from services.vae.model import Vae
+from services.vae.state import State
+from training.babble import Babble
+from training.data.faces.split import Split
+from training.footage import Geometry, Studio
+from training.latent_space import Moments, turned
+from training.learner import Recipe
+from training.run import Budget, run
+from training.vae import VaeTask, VaeTraining, cropped, inflate, shipped, signed
+
+CPU = torch.device("cpu")
+GEOMETRY = Geometry(frames=5, size=64)
+TRAINING = VaeTraining(crop=32, pictures=3, clips=2, pool=2, block=1, period=50, held_out=1)
+
+
+def small() -> VaeConfig:
+    """Every kind of layer that the shipped one has, narrow."""
+    return VaeConfig(
+        encoder=TowerConfig(
+            widths=(4, 4, 8),
+            blocks=1,
+            taps=(1, 3, 3),
+            temporal=(True, True),
+            middle_taps=1,
+            attention=False,
+        ),
+        decoder=TowerConfig(
+            widths=(8, 8, 4),
+            blocks=1,
+            taps=(3, 3, 1),
+            temporal=(True, True),
+            middle_taps=1,
+            attention=False,
+        ),
+        latent_mean=(0.0,) * 6,
+        latent_std=(1.0,) * 6,
+        patch=2,
+        norm_groups=2,
+    )
+
+
+def random_vae() -> Vae:
+    torch.manual_seed(0)
+    return Vae(small()).eval().requires_grad_(False)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_an_inflated_model_draws_each_frame_by_itself() -> None:
+    vae = inflate(random_vae())
+    still = noise(1, 3, 1, 32, 32).expand(-1, -1, 9, -1, -1)
+    latents, _ = vae.encode(still, State())
+    torch.testing.assert_close(latents, latents[:, :, :1].expand_as(latents), rtol=0, atol=1e-5)
+    frames, _ = vae.decode(latents, State())
+    torch.testing.assert_close(frames, frames[:, :, :1].expand_as(frames), rtol=0, atol=1e-5)
+
+
+def test_a_turned_model_draws_the_same_pictures_from_tidy_latents() -> None:
+    vae = random_vae()
+    video = noise(2, 3, 9, 32, 32)
+    mean, _, _ = vae.posterior(video, State())
+    before, _ = vae.decode(vae.normalise(mean), State())
+    tidy = turned(vae, Moments.of([mean[:1].movedim(1, -1), mean[1:].movedim(1, -1)]))
+    latents, _ = tidy.encode(video, State())
+    after, _ = tidy.decode(latents, State())
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    flat = latents.movedim(1, -1).flatten(0, -2).double()
+    covariance = flat.T @ flat / len(flat)
+    torch.testing.assert_close(flat.mean(0), torch.zeros(6).double(), atol=1e-3, rtol=0)
+    variances = covariance.diagonal()
+    assert float(variances.mean()) == pytest.approx(1, abs=1e-3)
+    assert bool((variances.diff() <= 1e-6).all()), "the widest axis comes first"
+    torch.testing.assert_close(covariance, variances.diag(), atol=1e-3, rtol=0)
+
+
+def test_crops_show_the_mouth_in_half_of_the_cases() -> None:
+    footage = Studio(Babble(GEOMETRY), GEOMETRY, Split.TRAIN, CPU).make([3])
+    generator = torch.Generator().manual_seed(0)
+    frames, weights = [], []
+    for _ in range(40):
+        crops = cropped(footage, 32, 6.0, generator, single=True)
+        assert crops.frames.shape == (1, 3, 1, 32, 32)
+        assert float(crops.weight.mean()) == pytest.approx(1, abs=1e-5)
+        frames.append(crops.frames)
+        weights.append(float(crops.weight.amax() / crops.weight.amin()))
+    assert sum(weight > 5 for weight in weights) >= 20
+    assert not torch.equal(frames[0], frames[1])
+
+
+def test_it_learns_resumes_and_leaves_what_serving_reads(tmp_path: Path) -> None:
+    def task() -> VaeTask:
+        recipe = Recipe(rate=3e-3, betas=(0.9, 0.95), warm_up=5)
+        return VaeTask(small(), TRAINING, recipe, geometry=GEOMETRY, device=CPU)
+
+    first = task()
+    before = first.sheet()[1]
+    assert not run(first, tmp_path, Budget(1e9, steps=60, call_minutes=0))
+    again = task()
+    assert run(again, tmp_path, Budget(1e9, steps=60))
+    assert again.learner.steps == 60
+    picture, after = again.sheet()
+    assert after["ssim"] > before["ssim"] + 0.1
+    assert picture.shape == (3, 128, 64)
+    vae = checkpoint.load(tmp_path / "export")
+    frames = signed(torch.cat([again._judges.anchor[:, None], again._judges.frames[:, :4]], 1))
+    latents, _ = vae.float().encode(frames, State())
+    assert latents.shape == (1, 6, 2, 8, 8)
+    assert float(latents.square().mean()) == pytest.approx(1, abs=0.15)
+
+
+def test_the_shipped_size() -> None:
+    with torch.device("meta"):
+        vae = Vae(shipped())
+    config = vae.config
+    assert (config.spatial_stride, config.frames_per_latent) == (16, 4)
+    assert 8e6 < sum(p.numel() for p in vae.parameters()) < 10e6
