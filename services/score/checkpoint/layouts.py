@@ -1,0 +1,232 @@
+"""Public layouts of Wan2.1-shaped checkpoints: what they call things, and what their sizes say.
+
+Between the files (`tensors.py`) and the whole (`opening.py`). Names on our side are those of the
+Wan2.1 repository (github.com/Wan-Video/Wan2.1, `wan/modules/model.py`); the other layouts:
+
+- Self-Forcing and CausVid (github.com/guandeh17/Self-Forcing, `inference.py`): a pickle with
+  `generator` and `generator_ema`, whose names begin with `model.` and may hold the wrappers of
+  distributed training.
+- diffusers (`WanTransformer3DModel`): other names throughout, the same tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.runtime.weights import BadCheckpoint, Shape
+from services.score.checkpoint.tensors import Weights
+from services.score.config import (
+    AnchorConfig,
+    ClipConfig,
+    ContextConfig,
+    DitConfig,
+    LatentConfig,
+    PositionsConfig,
+    ScheduleConfig,
+    StreamConfig,
+    TextConfig,
+)
+
+_HEAD_DIM = 128  # of every published Wan2.1 size; shapes alone do not tell
+
+# Inserted anywhere in a name by wrappers of distributed and compiled training.
+_WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+# In front of a name, in any order.
+_OUTER = re.compile(r"^(?:(?:model|module|diffusion_model|state_dict)\.)+")
+
+_FROM_DIFFUSERS = tuple(
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+        (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+        (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+        (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+        (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+        (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+        (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+        (r"^scale_shift_table$", "head.modulation"),
+        (r"^proj_out\.", "head.head."),
+        (r"\.scale_shift_table$", ".modulation"),
+        (r"\.attn1\.", ".self_attn."),
+        (r"\.attn2\.", ".cross_attn."),
+        (r"\.to_out\.0\.", ".o."),
+        (r"\.to_([qkv])\.", r".\1."),
+        (r"\.add_([kv])_proj\.", r".\1_img."),
+        (r"\.norm_added_k\.", ".norm_k_img."),
+        # Theirs counts the norms that have weights apart from those that have none.
+        (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+        (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+        (r"\.ffn\.net\.2\.", ".ffn.2."),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a Wan2.1-shaped network's numbers are, wherever they were read."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    in_channels: int
+    out_channels: int
+    clip_dim: int | None
+    text_dim: int = 4096
+    text_tokens: int = 512
+    freq_dim: int = 256
+    eps: float = 1e-6
+
+
+def unwrapped(weights: Weights) -> Weights:
+    """The same tensors without the prefixes of training wrappers."""
+    return {_OUTER.sub("", _WRAPPERS.sub("", name)): stored for name, stored in weights.items()}
+
+
+def from_diffusers(name: str) -> str:
+    """Wan2.1's name for a tensor of diffusers' `WanTransformer3DModel`."""
+    for theirs, ours in _FROM_DIFFUSERS:
+        name = theirs.sub(ours, name)
+    return name
+
+
+def sizes_from_wan(source: str, config: dict[str, Any]) -> Sizes:
+    """From the `config.json` of a Wan2.1 repository.
+
+    Raises:
+        BadCheckpoint: a model of another type, or a number is absent.
+    """
+    kind = config.get("model_type")
+    if kind not in ("t2v", "i2v"):
+        raise BadCheckpoint(source, why=f"model_type is {kind!r}; this reads 't2v' and 'i2v'")
+    _needs(source, config, ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim"))
+    config = _with_defaults(source, config, {"text_len": 512})
+    return Sizes(
+        dim=config["dim"],
+        ffn_dim=config["ffn_dim"],
+        heads=config["num_heads"],
+        layers=config["num_layers"],
+        in_channels=config["in_dim"],
+        out_channels=config["out_dim"],
+        clip_dim=ClipConfig().dim if kind == "i2v" else None,
+        text_dim=config["text_dim"],
+        text_tokens=config["text_len"],
+        freq_dim=config["freq_dim"],
+        eps=config["eps"],
+    )
+
+
+def sizes_from_diffusers(source: str, config: dict[str, Any]) -> Sizes:
+    """From the `config.json` of a `WanTransformer3DModel`.
+
+    Raises:
+        BadCheckpoint: a number is absent.
+    """
+    names = ("num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers", "in_channels")
+    _needs(source, config, names)
+    config = _with_defaults(source, config, {"out_channels": config["in_channels"]})
+    return Sizes(
+        dim=config["num_attention_heads"] * config["attention_head_dim"],
+        ffn_dim=config["ffn_dim"],
+        heads=config["num_attention_heads"],
+        layers=config["num_layers"],
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        clip_dim=config.get("image_dim"),
+        text_dim=config["text_dim"],
+        freq_dim=config["freq_dim"],
+        eps=config["eps"],
+    )
+
+
+def sizes_from_shapes(source: str, weights: Weights) -> Sizes:
+    """From the tensors themselves, for files that come without a config.
+
+    Raises:
+        BadCheckpoint: a tensor that tells a size is absent or has no such shape.
+    """
+    dim, in_channels = _shape(source, weights, "patch_embedding.weight", 5)[:2]
+    picture = "img_emb.proj.1.weight" in weights
+    blocks = {int(name.split(".")[1]) for name in weights if re.match(r"blocks\.\d+\.", name)}
+    return Sizes(
+        dim=dim,
+        ffn_dim=_shape(source, weights, "blocks.0.ffn.0.weight", 2)[0],
+        heads=max(1, dim // _HEAD_DIM),
+        layers=max(blocks) + 1,
+        in_channels=in_channels,
+        out_channels=_shape(source, weights, "head.head.weight", 2)[0] // 4,
+        clip_dim=_shape(source, weights, "img_emb.proj.1.weight", 2)[0] if picture else None,
+        text_dim=_shape(source, weights, "text_embedding.0.weight", 2)[1],
+        freq_dim=_shape(source, weights, "time_embedding.0.weight", 2)[1],
+    )
+
+
+def wan_config(source: str, sizes: Sizes) -> DitConfig:
+    """The configuration of a network of these sizes, with our own schedule and visibility.
+
+    Raises:
+        BadCheckpoint: input channels that no published layout has, or impossible numbers.
+    """
+    mask = sizes.in_channels - 2 * sizes.out_channels
+    if mask < 0 and sizes.in_channels != sizes.out_channels:
+        why = f"{sizes.in_channels} input channels for {sizes.out_channels} of the picture"
+        raise BadCheckpoint(source, why=why)
+    try:
+        return DitConfig(
+            dim=sizes.dim,
+            ffn_dim=sizes.ffn_dim,
+            heads=sizes.heads,
+            layers=sizes.layers,
+            freq_dim=sizes.freq_dim,
+            eps=sizes.eps,
+            latent=LatentConfig(channels=sizes.out_channels),
+            text=TextConfig(dim=sizes.text_dim, tokens=sizes.text_tokens),
+            clip=ClipConfig(dim=sizes.clip_dim) if sizes.clip_dim else None,
+            anchor=AnchorConfig(mask_channels=mask) if mask >= 0 else None,
+        )
+    except (ValueError, TypeError) as error:
+        raise BadCheckpoint(source, why=str(error)) from error
+
+
+def self_forcing(config: DitConfig) -> DitConfig:
+    """How the published Self-Forcing student was distilled; its file does not say.
+
+    Four steps at 1000, 750, 500 and 250 before a shift of 5; seven chunks of 3 latents visible;
+    the context pass saw all earlier ones.
+    """
+    return replace(
+        config,
+        stream=StreamConfig(fps=16, width=832, height=480),
+        context=ContextConfig(policy="window", chunks=6, replay=6),
+        positions=PositionsConfig(anchor=0, context=0, own=18),
+        schedule=ScheduleConfig(levels=(1.0, 0.75, 0.5, 0.25), shift=5.0),
+    )
+
+
+def _needs(source: str, config: dict[str, Any], names: tuple[str, ...]) -> None:
+    absent = [name for name in names if type(config.get(name)) is not int]
+    if absent:
+        raise BadCheckpoint(source, why=f"config.json lacks the number of {', '.join(absent)}")
+
+
+def _with_defaults(source: str, config: dict[str, Any], more: dict[str, int]) -> dict[str, Any]:
+    """`config` with what the layouts leave to defaults; what is there must be of the same type."""
+    defaults = {"text_dim": 4096, "freq_dim": 256, "eps": 1e-6, **more}
+    given = {name: config[name] for name in defaults if config.get(name) is not None}
+    for name, value in given.items():
+        if type(value) is not type(defaults[name]):
+            raise BadCheckpoint(source, why=f"config.json has {name} {value!r}")
+    return {**config, **defaults, **given}
+
+
+def _shape(source: str, weights: Weights, name: str, rank: int) -> Shape:
+    if name not in weights:
+        raise BadCheckpoint(source, missing=[name], why="not a Wan2.1-shaped transformer")
+    shape = weights[name].shape
+    if len(shape) != rank:
+        raise BadCheckpoint(source, why=f"{name} has shape {list(shape)}")
+    return shape

@@ -1,0 +1,174 @@
+"""Open a checkpoint of any known layout: what it is, its configuration, its tensors by our names.
+
+Above the files and layouts, below loading and inspecting. Reads headers alone; what does not fit is
+refused here, before a byte of weights is read.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from services.runtime.weights import BadCheckpoint, Shape, fit
+from services.score.checkpoint.audio import audio_weights
+from services.score.checkpoint.layouts import (
+    from_diffusers,
+    self_forcing,
+    sizes_from_diffusers,
+    sizes_from_shapes,
+    sizes_from_wan,
+    unwrapped,
+    wan_config,
+)
+from services.score.checkpoint.lora import Lora, merged
+from services.score.checkpoint.tensors import (
+    PICKLES,
+    Stored,
+    Weights,
+    read_file,
+    read_folder,
+    read_json,
+    shapes,
+)
+from services.score.config import DitConfig
+from services.score.model import Dit
+
+# Inside a pickle of training: the average of the student's weights, else the student's weights.
+_STUDENTS = ("generator_ema.", "generator.")
+
+
+class Layout(enum.Enum):
+    """Whose way of storing a transformer it is; the value is for people."""
+
+    OWN = "talkingmachines folder"
+    WAN = "Wan2.1 layout"
+    DIFFUSERS = "diffusers layout"
+    STUDENT = "Self-Forcing / CausVid pickle"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that fits its configuration, opened but not read."""
+
+    path: Path
+    layout: Layout
+    config: DitConfig
+    weights: Weights  # by the names of `Dit`
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    layout: Layout
+    config: DitConfig
+    weights: Weights
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    audio: Path | None = None,
+    loras: Sequence[Lora] = (),
+    config: DitConfig | None = None,
+) -> Checkpoint:
+    """Open the transformer at `path`, a folder or a file.
+
+    Args:
+        path: our own folder; a Wan2.1 repository or its weights file; a `.pt` of Self-Forcing or
+            CausVid; a diffusers pipeline or its transformer.
+        audio: audio weights published apart (MultiTalk, InfiniteTalk, FantasyTalking).
+        loras: merged in this order.
+        config: instead of what the checkpoint says or implies. Public layouts do not say how
+            their weights were distilled: schedule, visibility and geometry are ours by default.
+
+    Raises:
+        BadCheckpoint: unreadable, of no known layout, or with missing, unexpected or misshapen
+            tensors, all of which are named.
+    """
+    base = _open_base(path)
+    weights, chosen = base.weights, base.config
+    if audio is not None:
+        heard = audio_weights(str(audio), read_file(audio))
+        if heard is None:
+            raise BadCheckpoint(str(audio), why="no audio weights of a known layout")
+        weights, chosen = {**weights, **heard.weights}, heard.given_to(chosen)
+    chosen = config if config is not None else chosen
+    fit(str(path), found=shapes(weights), expected=expected_shapes(chosen))
+    for lora in loras:
+        weights = merged(weights, lora)
+    return Checkpoint(path, base.layout, chosen, weights)
+
+
+def expected_shapes(config: DitConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor that a model of this configuration needs."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in Dit(config).state_dict().items()}
+
+
+def _open_base(path: Path) -> _Base:
+    if path.is_file():
+        return _open_file(path)
+    if not path.is_dir():
+        raise BadCheckpoint(str(path), why="there is no such file or folder")
+    if (path / "model_index.json").is_file():
+        path = path / "transformer"
+    if not (path / "config.json").is_file():
+        why = "no config.json; give the weights file itself if it comes without one"
+        raise BadCheckpoint(str(path), why=why)
+    described = read_json(path / "config.json")
+    match described.get("_class_name"):
+        case None if "num_heads" not in described:
+            config = DitConfig.read(path / "config.json")
+            return _Base(Layout.OWN, config, _in_folder(path, ("model",)))
+        case None | "WanModel":
+            config = wan_config(str(path), sizes_from_wan(str(path), described))
+            weights = unwrapped(_in_folder(path, ("diffusion_pytorch_model", "model")))
+            return _with_audio(path, _Base(Layout.WAN, config, weights))
+        case "WanTransformer3DModel":
+            config = wan_config(str(path), sizes_from_diffusers(str(path), described))
+            weights = _in_folder(path, ("diffusion_pytorch_model",))
+            weights = {from_diffusers(name): stored for name, stored in weights.items()}
+            return _Base(Layout.DIFFUSERS, config, weights)
+        case other:
+            raise BadCheckpoint(str(path), why=f"config.json describes a {other}, not a Wan model")
+
+
+def _open_file(path: Path) -> _Base:
+    weights = read_file(path)
+    if path.suffix in PICKLES and (student := _student(weights)):
+        config = wan_config(str(path), sizes_from_shapes(str(path), student))
+        return _Base(Layout.STUDENT, self_forcing(config), student)
+    weights = unwrapped(weights)
+    if any(name.startswith("condition_embedder.") for name in weights):
+        raise BadCheckpoint(str(path), why="names of diffusers; give the folder with its config")
+    beside = path.parent / "config.json"
+    described = read_json(beside) if beside.is_file() else {}
+    if "model_type" in described:
+        sizes = sizes_from_wan(str(path), described)
+    else:
+        sizes = sizes_from_shapes(str(path), weights)
+    return _with_audio(path, _Base(Layout.WAN, wan_config(str(path), sizes), weights))
+
+
+def _student(weights: Weights) -> dict[str, Stored] | None:
+    for prefix in _STUDENTS:
+        student = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        if student:
+            return dict(unwrapped(student))
+    return None
+
+
+def _with_audio(path: Path, base: _Base) -> _Base:
+    """MultiTalk's own instructions list its file among the shards of the base: look for it."""
+    heard = audio_weights(str(path), base.weights)
+    return _Base(base.layout, heard.given_to(base.config), heard.weights) if heard else base
+
+
+def _in_folder(folder: Path, stems: tuple[str, ...]) -> Weights:
+    for stem in stems:
+        if weights := read_folder(folder, stem):
+            return weights
+    raise BadCheckpoint(str(folder), why=f"no {' or '.join(stems)}.safetensors, nor an index of it")

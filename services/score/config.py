@@ -1,0 +1,343 @@
+"""Everything that belongs to a score checkpoint, as read from the `config.json` beside its weights.
+
+Stands before all of `services/score`: no other file there holds a number of a model. Sizes are
+those of the Wan2.1 diffusion transformer (github.com/Wan-Video/Wan2.1, `wan/configs`); visibility,
+positions and the audio window are this system's own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from services.runtime.weights import BadCheckpoint
+from services.score import strict_json
+from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
+from services.score.frontend.grid import EmbeddingGrid
+from services.score.strict_json import Misfit
+from talkingmachines.errors import BadInput
+from talkingmachines.spec import StreamSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """Prompt embeddings that the cross-attention reads; made elsewhere, once per avatar."""
+
+    dim: int = 4096
+    tokens: int = 512  # shorter prompts are padded with zeros, which are attended to
+
+
+@dataclass(frozen=True, slots=True)
+class ClipConfig:
+    """CLIP tokens of the reference picture: a second set of keys in every cross-attention."""
+
+    dim: int = 1280
+    tokens: int = 257
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorConfig:
+    """The reference latent as extra input channels: `mask_channels`, then a copy of the latent.
+
+    Wan's image-to-video models take 16 noise + 4 mask + 16 picture = 36 channels. The mask is one
+    on the anchor and zero elsewhere; the other frames carry zeros or, with `fill: anchor`, the
+    anchor itself, which hands a small model identity and background for nothing.
+    """
+
+    mask_channels: int = 4
+    fill: Literal["zero", "anchor"] = "zero"
+
+
+@dataclass(frozen=True, slots=True)
+class PaperAudio:
+    """TalkingMachines: a projection module, then keys and values in every cross-attention.
+
+    Low & Wang (arXiv 2506.03099) give the size (1.2B) and the place; the module's inside is ours.
+    """
+
+    kind: Literal["paper"] = "paper"
+    width: int = 2048  # of an audio token
+    depth: int = 7  # transformer blocks over the tokens of one window
+    heads: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FantasyTalkingAudio:
+    """FantasyTalking (github.com/Fantasy-AMAP/fantasy-talking): one linear layer, shared query."""
+
+    kind: Literal["fantasytalking"] = "fantasytalking"
+    width: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class MultiTalkAudio:
+    """MultiTalk and InfiniteTalk (github.com/MeiGen-AI): an attention of its own in every block."""
+
+    kind: Literal["multitalk"] = "multitalk"
+    hidden: int = 512
+    tokens: int = 32  # per latent frame
+    width: int = 768  # of an audio token
+
+
+@dataclass(frozen=True, slots=True)
+class AudioConfig:
+    """How speech reaches the picture.
+
+    A latent frame hears the audio embeddings of its own time and some on both sides; as in the
+    paper, usually those of itself and five adjacent latent frames.
+    """
+
+    adapter: PaperAudio | FantasyTalkingAudio | MultiTalkAudio
+    front_end: MelFrontEnd | Wav2Vec2FrontEnd
+    embedding_dim: int  # numbers per audio embedding
+    per_latent: int  # audio embeddings in the time of one latent frame
+    before: int  # audio embeddings before a latent frame's own that it hears
+    after: int  # audio embeddings after them; they delay every answer by as much
+    silence: Literal["zero", "learned"] = "zero"  # what a silent speaker's embeddings are
+
+    @property
+    def window(self) -> int:
+        """Audio embeddings that one latent frame hears."""
+        return self.before + self.per_latent + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """Time and picture of the stream; `DitConfig.spec` derives the rest."""
+
+    sample_rate: int = 16_000
+    fps: int = 16
+    latents_per_chunk: int = 3
+    width: int = 512
+    height: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """The latent space of the video VAE that belongs to this checkpoint."""
+
+    channels: int = 16
+    stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns per latent
+
+
+@dataclass(frozen=True, slots=True)
+class ContextConfig:
+    """What of finished chunks the next one sees.
+
+    - `own`: a pass over the clean latents that sees the anchor and the chunk alone. A session is
+      then a function of its last chunk.
+    - `window`: the same pass, but it also sees the chunks before (public checkpoints).
+    - `kept`: no pass; the keys and values of the last denoising step stay.
+
+    With the last two, hidden states carry history; attaching replays the last `replay` chunks.
+    """
+
+    policy: Literal["own", "window", "kept"] = "own"
+    chunks: int = 1  # finished chunks that a chunk being denoised sees
+    replay: int = 1  # finished chunks that rebuild a session's cache
+    level: float = 0.0  # noise level that the context pass is told
+
+
+@dataclass(frozen=True, slots=True)
+class PositionsConfig:
+    """Latent-frame positions (rotary embedding) by role; fixed, so that no stream runs out."""
+
+    anchor: int = 0
+    context: int = 1  # first frame of the oldest visible finished chunk
+    own: int = 4  # first frame of the chunk being denoised
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """Noise levels of the few denoising steps, falling, before the shift toward noise."""
+
+    levels: tuple[float, ...] = (1.0, 0.5)
+    shift: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class DitConfig:
+    """One score checkpoint. Every field is a fact about its weights, none about a machine."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    freq_dim: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+    prediction: Literal["velocity", "clean"] = "velocity"  # clean: x0 minus the anchor
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    text: TextConfig | None = field(default_factory=TextConfig)
+    clip: ClipConfig | None = None
+    anchor: AnchorConfig | None = None
+    audio: AudioConfig | None = None
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    positions: PositionsConfig = field(default_factory=PositionsConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_stream(self)
+        _check_roles(self)
+        _check_schedule(self.schedule)
+        if self.audio is not None:
+            _check_audio(self, self.audio)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def in_channels(self) -> int:
+        extra = self.latent.channels + self.anchor.mask_channels if self.anchor else 0
+        return self.latent.channels + extra
+
+    @property
+    def out_channels(self) -> int:
+        return self.latent.channels
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of a latent frame."""
+        _, rows, columns = self.latent.stride
+        return self.stream.height // rows, self.stream.width // columns
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in a latent frame."""
+        rows, columns = self.latent_size
+        return rows // self.patch[1], columns // self.patch[2]
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self.frame_tokens * self.stream.latents_per_chunk
+
+    @property
+    def samples_per_embedding(self) -> int:
+        """Samples of speech from one audio embedding to the next; 0 for a model without audio."""
+        if self.audio is None:
+            return 0
+        per_second = self.audio.per_latent * self.stream.fps
+        return self.stream.sample_rate * self.latent.stride[0] // per_second
+
+    @property
+    def hearing(self) -> EmbeddingGrid | None:
+        """Which embeddings a chunk hears, and what speech they are made of."""
+        if self.audio is None:
+            return None
+        return EmbeddingGrid(
+            sample_rate=self.stream.sample_rate,
+            step=self.samples_per_embedding,
+            per_chunk=self.audio.per_latent * self.stream.latents_per_chunk,
+            before=self.audio.before,
+            after=self.audio.after,
+            front_end=self.audio.front_end,
+        )
+
+    @property
+    def history_samples(self) -> int:
+        """Samples of speech before a chunk's start that shape its picture."""
+        return self.hearing.history_samples if self.hearing else 0
+
+    @property
+    def lookahead_samples(self) -> int:
+        """Samples of speech after a chunk's end that shape its picture."""
+        return self.hearing.lookahead_samples if self.hearing else 0
+
+    @property
+    def spec(self) -> StreamSpec:
+        """Geometry of the stream, with the look-ahead that the audio window implies."""
+        stream = self.stream
+        return StreamSpec(
+            sample_rate=stream.sample_rate,
+            fps=stream.fps,
+            latents_per_chunk=stream.latents_per_chunk,
+            frames_per_latent=self.latent.stride[0],
+            width=stream.width,
+            height=stream.height,
+            lookahead_samples=self.lookahead_samples,
+        )
+
+    @staticmethod
+    def read(path: Path) -> DitConfig:
+        """Read a `config.json`.
+
+        Raises:
+            BadCheckpoint: it cannot be read, or a field is unknown, missing or out of range.
+        """
+        try:
+            return strict_json.read(DitConfig, json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(str(path), why=str(error)) from error
+
+    def write(self, path: Path) -> None:
+        """Write a `config.json` that `read` reads back as an equal object."""
+        path.write_text(json.dumps(strict_json.write(self), indent=2) + "\n")
+
+
+def _check_sizes(config: DitConfig) -> None:
+    for name in ("dim", "ffn_dim", "heads", "layers", "freq_dim"):
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "an integer >= 1")
+    fits = config.dim % config.heads == 0 and config.head_dim % 2 == 0
+    _require(fits, "heads", config.heads, f"a divisor of dim {config.dim} with an even head size")
+    _require(config.freq_dim % 2 == 0, "freq_dim", config.freq_dim, "an even number")
+    _require(config.patch[0] == 1, "patch[0]", config.patch[0], "1: frames are never merged")
+
+
+def _check_stream(config: DitConfig) -> None:
+    pixels = (config.stream.height, config.stream.width)
+    for size, stride, patch in zip(pixels, config.latent.stride[1:], config.patch[1:], strict=True):
+        _require(size % (stride * patch) == 0, "stream", pixels, f"multiples of {stride * patch}")
+    try:
+        _ = config.spec
+    except BadInput as error:
+        raise Misfit("config.stream", got=error.got, expected=error.expected) from error
+
+
+def _check_roles(config: DitConfig) -> None:
+    context, positions, length = config.context, config.positions, config.stream.latents_per_chunk
+    _require(context.chunks >= 1, "context.chunks", context.chunks, "at least 1")
+    _require(context.replay >= 1, "context.replay", context.replay, "at least 1")
+    _require(0 <= context.level < 1, "context.level", context.level, "a level in [0, 1)")
+    alone = context.policy != "own" or context.chunks == context.replay == 1
+    _require(alone, "context.chunks", context.chunks, "1 chunk and 1 replay with policy own")
+    end = positions.context + context.chunks * length
+    _require(positions.own >= end, "positions.own", positions.own, f"at least {end}")
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    levels = schedule.levels
+    falling = all(a > b for a, b in pairwise(levels))
+    good = bool(levels) and levels[0] == 1 and levels[-1] > 0 and falling
+    _require(good, "schedule.levels", levels, "levels that fall from 1 and stay above 0")
+    _require(schedule.shift > 0, "schedule.shift", schedule.shift, "a positive number")
+
+
+def _check_audio(config: DitConfig, audio: AudioConfig) -> None:
+    for name, least in (("embedding_dim", 1), ("per_latent", 1), ("before", 0), ("after", 0)):
+        value = getattr(audio, name)
+        _require(value >= least, f"audio.{name}", value, f"an integer >= {least}")
+    samples = config.stream.sample_rate * config.latent.stride[0]
+    whole = samples % (audio.per_latent * config.stream.fps) == 0
+    _require(whole, "audio.per_latent", audio.per_latent, "a whole number of samples per embedding")
+    if isinstance(audio.front_end, MelFrontEnd):
+        outputs = audio.front_end.outputs
+        fits = audio.embedding_dim == outputs
+        _require(fits, "audio.embedding_dim", audio.embedding_dim, f"the front end's {outputs}")
+    if isinstance(audio.adapter, PaperAudio):
+        width, heads = audio.adapter.width, audio.adapter.heads
+        _require(width % heads == 0, "audio.adapter.heads", heads, f"a divisor of {width}")
+
+
+def _require(good: bool, name: str, got: object, expected: str) -> None:
+    if not good:
+        raise Misfit(f"config.{name}", got=got, expected=expected)

@@ -1,0 +1,182 @@
+"""What does not fit is refused before it is read, with every name a person needs."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from services.runtime.weights import BadCheckpoint
+from services.score.checkpoint.loading import save
+from services.score.checkpoint.opening import open_checkpoint
+from services.score.checkpoint.tensors import read_file
+from tests.score.checkpoints import CPU, I2V, STEM, T2V, tensors, wan_json, write_wan
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    return tensors(T2V)
+
+
+def edited(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    change(described)
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_all_named(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    del weights["blocks.1.ffn.0.bias"]
+    weights["blocks.0.self_attn.memory_proj_k.weight"] = torch.zeros(5)
+    weights["head.head.weight"] = torch.zeros(64, 9)
+    with pytest.raises(BadCheckpoint) as caught:
+        open_checkpoint(write_wan(tmp_path, T2V, weights))
+    assert caught.value.missing == ["blocks.1.ffn.0.bias"]
+    assert caught.value.unexpected == ["blocks.0.self_attn.memory_proj_k.weight"]
+    assert [str(item) for item in caught.value.misshapen] == [
+        "head.head.weight: got [64, 9], expected [64, 256]"
+    ]
+
+
+def test_a_config_that_promises_more_layers_finds_them_missing(
+    tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    write_wan(tmp_path, T2V, weights)
+    edited(tmp_path, lambda described: described.update(num_layers=4))
+    with pytest.raises(BadCheckpoint) as caught:
+        open_checkpoint(tmp_path)
+    assert len(caught.value.missing) == sum(name.startswith("blocks.0.") for name in weights)
+    assert all(name.startswith("blocks.3.") for name in caught.value.missing)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "s2v"}, "model_type is 's2v'"),
+        ({"_class_name": "HunyuanVideo"}, "describes a HunyuanVideo"),
+        ({"dim": None}, "lacks the number of dim"),
+        ({"num_heads": 7}, "config.heads: expected a divisor of dim 256"),
+        ({"in_dim": 20}, "20 input channels for 16"),
+        ({"eps": "tiny"}, "config.json has eps 'tiny'"),
+    ],
+)
+def test_configs_that_describe_something_else(
+    tmp_path: Path, weights: dict[str, Tensor], change: dict[str, object], message: str
+) -> None:
+    write_wan(tmp_path, T2V, weights)
+    edited(tmp_path, lambda described: described.update(change))
+    with pytest.raises(BadCheckpoint, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_an_own_config_with_an_unknown_field(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    save(tmp_path, T2V, weights.items())
+    edited(tmp_path, lambda described: described.update(depth=3))
+    with pytest.raises(BadCheckpoint, match=r"config\.depth"):
+        open_checkpoint(tmp_path)
+
+
+def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="there is no such file or folder"):
+        open_checkpoint(tmp_path / "nothing")
+    with pytest.raises(BadCheckpoint, match=r"no config\.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(wan_json(T2V)))
+    with pytest.raises(BadCheckpoint, match=rf"no {STEM} or model\.safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(BadCheckpoint, match="expected a JSON object"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(BadCheckpoint, match=r"expected \.safetensors or one of"):
+        open_checkpoint(tmp_path / "notes.txt")
+
+
+def test_shards_that_are_absent_or_lack_tensors(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    write_wan(tmp_path, T2V, weights, shards=3)
+    first, second, _ = sorted(tmp_path.glob("*.safetensors"))
+    kept = read_file(first)
+    lost = min(kept)
+    save_file({name: stored.read(CPU) for name, stored in kept.items() if name != lost}, first)
+    with pytest.raises(BadCheckpoint, match="shards lack what the index names") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.missing == [lost]
+    second.unlink()
+    with pytest.raises(BadCheckpoint, match=f"files are absent: {second.name}"):
+        open_checkpoint(tmp_path)
+    (tmp_path / f"{STEM}.safetensors.index.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match="expected a weight_map"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000])
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt"])
+def test_cut_files(tmp_path: Path, weights: dict[str, Tensor], name: str, kept: int) -> None:
+    whole = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save({"generator": weights}, whole)
+    else:
+        save_file(weights, whole)
+    whole.write_bytes(whole.read_bytes()[:kept])
+    with pytest.raises(BadCheckpoint, match="not a readable"):
+        open_checkpoint(whole)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_pickle_with_code_is_refused_unrun(tmp_path: Path, modern: bool) -> None:
+    target = tmp_path / "touched"
+
+    class Touch:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (target,))
+
+    file = tmp_path / "evil.pt"
+    if modern:
+        torch.save({"generator": {"model.x": Touch()}}, file)
+    else:
+        file.write_bytes(pickle.dumps({"generator": Touch()}, protocol=2))
+    with pytest.raises(BadCheckpoint, match="not a readable file of tensors and plain data"):
+        open_checkpoint(file)
+    assert not target.exists()
+
+
+def test_a_pickle_of_something_else(tmp_path: Path) -> None:
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    with pytest.raises(BadCheckpoint, match="expected a dict of tensors, got list"):
+        open_checkpoint(tmp_path / "list.pt")
+    torch.save({"generator": {"model.x": torch.zeros(3)}}, tmp_path / "other.pt")
+    with pytest.raises(BadCheckpoint, match=r"not a Wan2\.1-shaped transformer"):
+        open_checkpoint(tmp_path / "other.pt")
+
+
+def test_audio_weights_that_are_none_or_of_another_size(tmp_path: Path) -> None:
+    base = write_wan(tmp_path / "base", I2V, tensors(I2V))
+    save_file({"something.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(BadCheckpoint, match="no audio weights of a known layout"):
+        open_checkpoint(base, audio=tmp_path / "a.safetensors")
+    fantasy = {
+        "proj_model.proj.weight": torch.zeros(20, 10),
+        "proj_model.norm.weight": torch.zeros(20),
+        "proj_model.norm.bias": torch.zeros(20),
+        "audio_processor.blocks.0.cross_attn.processor.k_proj.weight": torch.zeros(64, 20),
+    }
+    save_file(fantasy, tmp_path / "b.safetensors")
+    with pytest.raises(BadCheckpoint) as caught:
+        open_checkpoint(base, audio=tmp_path / "b.safetensors")
+    assert "blocks.1.cross_attn.processor.v_proj.weight" in caught.value.missing
+    assert len(caught.value.missing) == 3
+    assert len(caught.value.misshapen) == 1
+    odd = {
+        "audio_proj.proj1.weight": torch.zeros(12, 50),
+        "audio_proj.proj1_vf.weight": torch.zeros(12, 81),
+        "audio_proj.proj3.weight": torch.zeros(48, 12),
+        "audio_proj.norm.weight": torch.zeros(16),
+    }
+    save_file(odd, tmp_path / "c.safetensors")
+    with pytest.raises(BadCheckpoint, match="audio_proj reads 50 and 81 numbers"):
+        open_checkpoint(base, audio=tmp_path / "c.safetensors")
