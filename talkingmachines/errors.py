@@ -5,6 +5,8 @@ How each becomes a gRPC status and back is written once, in `talkingmachines.sta
 
 from __future__ import annotations
 
+_LONGEST = 200  # characters of what a caller sent; a status travels in headers of 8 KiB in all
+
 
 class TalkingMachinesError(Exception):
     """Anything this system tells a caller on purpose. `str()` is one line fit for a person."""
@@ -18,9 +20,9 @@ class BadInput(TalkingMachinesError):
     """
 
     def __init__(self, field: str, *, got: object, expected: str) -> None:
-        super().__init__(f"{field}: expected {expected}, got {got}")
+        self.got = _shown(got)
+        super().__init__(f"{field}: expected {expected}, got {self.got}")
         self.field = field
-        self.got = str(got)
         self.expected = expected
 
 
@@ -28,9 +30,9 @@ class NotFound(TalkingMachinesError):
     """No such avatar, session or resource, or it belongs to another tenant."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"no {kind} named {name!r}")
+        self.name = _shown(name)
+        super().__init__(f"no {kind} named {self.name!r}")
         self.kind = kind
-        self.name = name
 
 
 class NoCapacity(TalkingMachinesError):
@@ -87,3 +89,9 @@ class EngineFailure(TalkingMachinesError):
 
 class Internal(TalkingMachinesError):
     """A fault of ours that has no better name. The message carries no private detail."""
+
+
+def _shown(value: object) -> str:
+    """What a caller sent, as much of it as fits into an error."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

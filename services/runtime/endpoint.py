@@ -1,0 +1,105 @@
+"""The HTTP port of a service: `/metrics` for Prometheus, `/healthz` for liveness.
+
+Two resources need no web framework and no thread: a dozen lines of HTTP/1.1 on the event loop,
+which also makes `/healthz` fail when the loop itself hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from services.runtime.settings import Endpoint
+
+# What is wrong right now, in a few words; None when all is well. Called often: must be quick.
+Check = Callable[[], str | None]
+
+_REQUEST_SECONDS = 5.0
+_REQUEST_BYTES = 8192
+
+
+class HttpEndpoint:
+    """Serves while entered. `port` is the one bound, also when the settings asked for any (0)."""
+
+    def __init__(
+        self,
+        settings: Endpoint,
+        *,
+        registry: CollectorRegistry,
+        checks: Mapping[str, Check],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._checks = checks
+        self.port = settings.port
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(
+            self._answer, self._settings.host, self._settings.port, limit=_REQUEST_BYTES
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._response(head.decode("latin-1")))
+                await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+            pass  # whoever asked is gone, too slow, or does not speak HTTP
+        finally:
+            writer.close()
+
+    def _response(self, head: str) -> bytes:
+        request, *headers = head.split("\r\n")
+        method, _, rest = request.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if method not in ("GET", "HEAD"):
+            return _http("405 Method Not Allowed", "text/plain", b"", method)
+        match path:
+            case "/metrics":
+                encode, kind = choose_encoder(_header(headers, "accept"))
+                return _http("200 OK", kind, encode(self._registry), method)
+            case "/healthz":
+                wrong = failing(self._checks)
+                status = "503 Service Unavailable" if wrong else "200 OK"
+                return _http(status, "application/json", json.dumps(wrong).encode(), method)
+            case _:
+                return _http("404 Not Found", "text/plain", b"/metrics or /healthz\n", method)
+
+
+def failing(checks: Mapping[str, Check]) -> dict[str, str]:
+    """What is wrong, by the name of the check that found it; empty when all is well."""
+    found = {name: check() for name, check in checks.items()}
+    return {name: wrong for name, wrong in found.items() if wrong is not None}
+
+
+def _header(headers: list[str], name: str) -> str:
+    for line in headers:
+        key, _, value = line.partition(":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return ""
+
+
+def _http(status: str, kind: str, body: bytes, method: str) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if method == "HEAD" else body)
