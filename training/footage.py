@@ -2,21 +2,16 @@
 
     speaker ── speech, mouth controls ──► training.data.faces ──► **footage** ──► vae, latents
 
-A clip is a function of its number and split alone. Rendering costs more than learning on a small
-machine, so there they are kept on a `Shelf`.
-
-    python -m training.footage --clips 900 --out DIR      fills a shelf, or goes on filling it
+A clip is a function of its number and split alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.data.faces.behaviour import Motion
@@ -25,7 +20,6 @@ from training.data.faces.draw import between, uniform
 from training.data.faces.family import Family
 from training.data.faces.split import Split, identity_seed
 from training.data.faces.truth import Truth
-from training.rows import joined, packed, unpacked
 
 _STILL = 0.35  # share of clips whose head does not move, so that sync is not drowned by motion
 
@@ -37,6 +31,7 @@ class Said:
     speech: Tensor  # int16 [samples]: `Geometry.run_in` before the first frame, then the clip
     controls: Tensor  # float32 [T, 6] in the order of `faces.expression.MOUTH`
     speaking: Tensor  # float32 [T], 1 while it talks
+    begins: Tensor  # int64 []: before this chunk nobody is heard, whatever the speech holds
 
 
 class Speaker(Protocol):
@@ -55,8 +50,18 @@ class Geometry:
     size: int = 256  # pixels per side
     fps: int = 25
     rate: int = 16_000  # Hz
-    run_in: int = 16_000  # samples of speech before the first frame
-    run_out: int = 8_000  # and after the last one
+    frames_per_chunk: int = 12
+    chunks_before: int = 2  # heard before the first frame
+    run_out: int = 8_000  # samples heard after the last frame
+
+    @property
+    def chunks(self) -> int:
+        return self.frames // self.frames_per_chunk
+
+    @property
+    def run_in(self) -> int:
+        """Samples heard before the first frame."""
+        return self.chunks_before * self.frames_per_chunk * self.rate // self.fps
 
     @property
     def samples(self) -> int:
@@ -72,6 +77,7 @@ class Footage:
     controls: Tensor  # float32 [B, T, 6]
     speaking: Tensor  # float32 [B, T]
     speech: Tensor  # int16 [B, samples]
+    begins: Tensor  # int64 [B]: before this chunk nobody is heard
     truth: Truth
 
     def __len__(self) -> int:
@@ -110,35 +116,6 @@ class Studio:
             controls=scene.mouth.to(self._device),
             speaking=scene.speaking.to(self._device),
             speech=torch.stack([one.speech for one in said]).to(self._device),
+            begins=torch.stack([one.begins for one in said]).to(self._device),
             truth=clip.truth,
         )
-
-
-class Shelf:
-    """Clips kept on disk, one file each; what is not there yet is made and put there."""
-
-    def __init__(self, make: Callable[[Sequence[int]], Footage], directory: Path) -> None:
-        self._make, self._directory = make, directory
-        directory.mkdir(parents=True, exist_ok=True)
-
-    def make(self, numbers: Sequence[int]) -> Footage:
-        return joined([self._one(number) for number in numbers])
-
-    def fill(self, numbers: Sequence[int]) -> None:
-        """Make what is missing."""
-        for number in numbers:
-            if not self._path(number).exists():
-                self._one(number)
-
-    def _one(self, number: int) -> Footage:
-        path = self._path(number)
-        if path.exists():
-            return unpacked(Footage, load_file(path))
-        footage = self._make([number])
-        unfinished = path.with_suffix(".part")
-        save_file({name: x.contiguous() for name, x in packed(footage).items()}, unfinished)
-        unfinished.replace(path)
-        return footage
-
-    def _path(self, number: int) -> Path:
-        return self._directory / f"{number:08d}.safetensors"

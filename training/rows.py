@@ -1,15 +1,18 @@
 """Batches: frozen dataclasses of tensors, nested or not, whose first dimension counts rows.
 
-Under `footage.py` and `latents.py`; also how both are kept on disk.
+Under `footage.py` and `latents.py`; also how rows are kept on disk and which of an endless series a
+step may draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 T = TypeVar("T")
@@ -59,6 +62,30 @@ def unpacked(kind: type[T], tensors: Mapping[str, Tensor], prefix: str = "") -> 
     types = get_type_hints(kind)
     path = f"{prefix}." if prefix else ""
     return kind(**{name: unpacked(types[name], tensors, path + name) for name in types})
+
+
+class Shelf(Generic[T]):
+    """Numbered rows kept on disk, one file each; what is not there yet is made and put there.
+
+    Where making a row costs more than learning from it, it is made once.
+    """
+
+    def __init__(self, kind: type[T], make: Callable[[Sequence[int]], T], directory: Path) -> None:
+        self._kind, self._make, self._directory = kind, make, directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(self, numbers: Sequence[int]) -> T:
+        return joined([self._one(number) for number in numbers])
+
+    def _one(self, number: int) -> T:
+        path = self._directory / f"{number:08d}.safetensors"
+        if path.exists():
+            return unpacked(self._kind, load_file(path))
+        row = self._make([number])
+        unfinished = path.with_suffix(".part")
+        save_file({name: x.cpu().contiguous() for name, x in packed(row).items()}, unfinished)
+        unfinished.replace(path)
+        return row
 
 
 class Pool(Generic[T]):

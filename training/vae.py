@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from services.vae import checkpoint
-from services.vae.config import TowerConfig, VaeConfig
+from services.vae.config import VaeConfig
 from services.vae.layers import CausalConv
 from services.vae.model import Vae
 from services.vae.state import State
@@ -35,6 +35,7 @@ from training.learner import Learner, Recipe
 from training.rows import Pool, picked
 from training.run import Budget, Draw, run
 from training.sheet import grid
+from training.shipped import shipped_vae
 
 _LOG_VARIANCE = (-12.0, 2.0)  # a runaway posterior is how such training ends in NaN
 
@@ -53,35 +54,6 @@ class VaeTraining:
     block: int = 4  # of them replaced together
     period: int = 8  # steps between two replacements
     held_out: int = 12  # clips of unseen characters that judge
-
-
-def shipped() -> VaeConfig:
-    """The small model's VAE: 16 x 16 pixels and 4 frames per latent, 48 channels.
-
-    Time is halved where pictures are large, so that most of the work is done at a lower frame rate.
-    """
-    return VaeConfig(
-        encoder=TowerConfig(
-            widths=(32, 64, 128, 192),
-            blocks=1,
-            taps=(1, 3, 3, 3),
-            temporal=(True, True, False),
-            middle_taps=1,
-            attention=False,
-        ),
-        decoder=TowerConfig(
-            widths=(192, 128, 64, 32),
-            blocks=1,
-            taps=(3, 3, 3, 1),
-            temporal=(False, True, True),
-            middle_taps=1,
-            attention=False,
-        ),
-        latent_mean=(0.0,) * 48,
-        latent_std=(1.0,) * 48,
-        patch=2,
-        norm_groups=8,
-    )
 
 
 @torch.no_grad()
@@ -282,7 +254,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     asked = parser.parse_args()
     task = VaeTask(
-        shipped(),
+        shipped_vae(),
         VaeTraining(),
         Recipe(rate=6e-4, betas=(0.9, 0.95)),
         geometry=Geometry(frames=13),

@@ -8,52 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.score.model import Dit
 from services.vae import checkpoint
-from services.vae.config import TowerConfig, VaeConfig
 from services.vae.model import Vae
 from services.vae.state import State
+from tests.training import small
 from training.babble import Babble
 from training.data.faces.split import Split
 from training.footage import Geometry, Studio
 from training.latent_space import Moments, turned
 from training.learner import Recipe
 from training.run import Budget, run
-from training.vae import VaeTask, VaeTraining, cropped, inflate, shipped, signed
+from training.shipped import shipped_dit, shipped_vae
+from training.vae import VaeTask, VaeTraining, cropped, inflate, signed
 
 CPU = torch.device("cpu")
 GEOMETRY = Geometry(frames=5, size=64)
 TRAINING = VaeTraining(crop=32, pictures=3, clips=2, pool=2, block=1, period=50, held_out=1)
 
 
-def small() -> VaeConfig:
-    """Every kind of layer that the shipped one has, narrow."""
-    return VaeConfig(
-        encoder=TowerConfig(
-            widths=(4, 4, 8),
-            blocks=1,
-            taps=(1, 3, 3),
-            temporal=(True, True),
-            middle_taps=1,
-            attention=False,
-        ),
-        decoder=TowerConfig(
-            widths=(8, 8, 4),
-            blocks=1,
-            taps=(3, 3, 1),
-            temporal=(True, True),
-            middle_taps=1,
-            attention=False,
-        ),
-        latent_mean=(0.0,) * 6,
-        latent_std=(1.0,) * 6,
-        patch=2,
-        norm_groups=2,
-    )
-
-
 def random_vae() -> Vae:
     torch.manual_seed(0)
-    return Vae(small()).eval().requires_grad_(False)
+    return Vae(small.vae(6)).eval().requires_grad_(False)
 
 
 def noise(*shape: int) -> Tensor:
@@ -104,7 +80,7 @@ def test_crops_show_the_mouth_in_half_of_the_cases() -> None:
 def test_it_learns_resumes_and_leaves_what_serving_reads(tmp_path: Path) -> None:
     def task() -> VaeTask:
         recipe = Recipe(rate=3e-3, betas=(0.9, 0.95), warm_up=5)
-        return VaeTask(small(), TRAINING, recipe, geometry=GEOMETRY, device=CPU)
+        return VaeTask(small.vae(6), TRAINING, recipe, geometry=GEOMETRY, device=CPU)
 
     first = task()
     before = first.sheet()[1]
@@ -122,9 +98,12 @@ def test_it_learns_resumes_and_leaves_what_serving_reads(tmp_path: Path) -> None
     assert float(latents.square().mean()) == pytest.approx(1, abs=0.15)
 
 
-def test_the_shipped_size() -> None:
+def test_the_shipped_sizes() -> None:
     with torch.device("meta"):
-        vae = Vae(shipped())
-    config = vae.config
-    assert (config.spatial_stride, config.frames_per_latent) == (16, 4)
-    assert 8e6 < sum(p.numel() for p in vae.parameters()) < 10e6
+        vae = Vae(shipped_vae())
+        dit = Dit(shipped_dit(vae.config))
+    assert (vae.config.spatial_stride, vae.config.frames_per_latent) == (16, 4)
+    assert (dit.config.frame_tokens, dit.config.spec.frames_per_chunk) == (64, 12)
+    # In 16 bits both fit beside avatars and speech into the 40 MB that a checkout carries.
+    parameters = sum(p.numel() for model in (vae, dit) for p in model.parameters())
+    assert 14e6 < parameters < 18e6
