@@ -17,16 +17,19 @@ from training.data.speech.mouth import REST, at_moments
 from training.data.speech.split import Use
 from training.footage import Geometry, Said
 
-_TURNS = 0.2  # share of clips in which a listener begins to speak
+_TURNS = 0.2
 _EASE = 3  # video frames from rest into speech
 
 
 class CorpusSpeaker(Generic[Use]):
     """A `Speaker` who reads crops of a set."""
 
-    def __init__(self, speech: SpeechSet[Use], geometry: Geometry, plan: CropPlan) -> None:
+    def __init__(
+        self, speech: SpeechSet[Use], geometry: Geometry, plan: CropPlan, *, turns: float = _TURNS
+    ) -> None:
+        """`turns` is the share of clips in which a listener begins to speak."""
         self._speech: SpeechSet[Use] = speech
-        self._geometry, self._plan = geometry, plan
+        self._geometry, self._plan, self._turns = geometry, plan, turns
 
     def say(self, number: int) -> Said:
         geometry, draw = self._geometry, np.random.default_rng([number, 0x5A1D])
@@ -50,7 +53,7 @@ class CorpusSpeaker(Generic[Use]):
         if not talks:
             # Silence is also heard: a speaker pauses, and rooms have noise.
             return self._geometry.chunks if listens < 0.5 else 0
-        return int(chunk) if turn < _TURNS else 0
+        return int(chunk) if turn < self._turns else 0
 
 
 def training_plan() -> CropPlan:
