@@ -56,8 +56,7 @@ class AudioProjection(nn.Module):
             embeddings: [B, S, before + F * per_latent + after, E].
             heard: [B, S, same], true where the speaker speaks; elsewhere silence takes the place.
         """
-        silence = self.silence.to(embeddings.dtype)
-        audible = torch.where(heard[..., None], embeddings, silence)
+        audible = torch.where(heard[..., None], embeddings, self.silence)
         windows = audible.unfold(2, self._window, self._step)  # [B, S, F, E, W]
         return self.tokens(windows.transpose(-1, -2))
 

@@ -7,12 +7,27 @@ rank. A command's result is rank 0's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from services.accelerator.copies import PendingCopy
 from services.score.contract import Avatar
-from services.score.worker import Part, Worker
+from services.score.worker import Command, Part, Worker
+
+R = TypeVar("R")
+
+
+class Hands(Protocol):
+    """What carries out commands: a worker, or all ranks."""
+
+    def perform(self, command: Command[R]) -> R:
+        """Do it everywhere; the result is rank 0's.
+
+        Raises:
+            RankLost: a rank does not answer; nothing can be drawn here any more.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,12 +93,11 @@ class Denoise:
 class Remember:
     def run(self, worker: Worker) -> None:
         worker.remember()
-        worker.synchronize()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Does nothing new: whoever is alive answers."""
+class Finish:
+    """Wait until the device has done all it was told; whoever is alive answers."""
 
     def run(self, worker: Worker) -> None:
         worker.synchronize()

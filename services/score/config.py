@@ -132,7 +132,9 @@ class ContextConfig:
     - `window`: the same pass, but it also sees the chunks before (public checkpoints).
     - `kept`: no pass; the keys and values of the last denoising step stay.
 
-    With the last two, hidden states carry history; attaching replays the last `replay` chunks.
+    With the last two, hidden states carry history; attaching replays the last `replay` chunks. What
+    remains of an error falls about thirtyfold (`window`) and sevenfold (`kept`) per chunk replayed,
+    with random weights (`benchmarks/replay.py`).
     """
 
     policy: Literal["own", "window", "kept"] = "own"

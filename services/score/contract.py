@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from talkingmachines.errors import TalkingMachinesError
+from talkingmachines.errors import EngineFailure, TalkingMachinesError
 
 Pcm16 = NDArray[np.int16]
 
@@ -101,6 +101,10 @@ class TailSize:
 
     speech: int  # chunks with speech
     latents: int  # chunks, of these the last, with latents
+
+
+class RankLost(EngineFailure):
+    """A device that draws with this one is gone; every session here has ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

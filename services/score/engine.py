@@ -17,19 +17,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.score import checks, commands
 from services.score.avatars import AvatarShelf, ShelfStats
+from services.score.commands import Hands
 from services.score.config import DitConfig
-from services.score.contract import Avatar, Chunk, Drawn, Ended, LogTail, Mode, Speech, TailSize
+from services.score.contract import (
+    Avatar,
+    Chunk,
+    Drawn,
+    Ended,
+    LogTail,
+    Mode,
+    RankLost,
+    Speech,
+    TailSize,
+)
 from services.score.frontend.features import FrontEnd
 from services.score.hearing import Ear
 from services.score.schedule import Costs, Ready, admits, load, pick
-from services.score.worker import Command, Heard, Part
+from services.score.worker import Heard, Part
 from talkingmachines.errors import (
     BadInput,
     EngineFailure,
@@ -43,24 +53,6 @@ _log = logging.getLogger(__name__)
 _QUEUED = 2  # chunks that a session may have waiting: one to draw, one to follow
 _RETRY_AFTER = 5.0  # seconds; sessions last minutes, but one may just be ending
 
-R = TypeVar("R")
-
-
-class Hands(Protocol):
-    """What carries out commands: a worker, or all ranks."""
-
-    def perform(self, command: Command[R]) -> R:
-        """Do it everywhere; the result is rank 0's.
-
-        Raises:
-            RankLost: a rank does not answer; nothing can be drawn here any more.
-        """
-        ...
-
-
-class RankLost(EngineFailure):
-    """A device that draws with this one is gone; every session here has ended."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -68,6 +60,7 @@ class Limits:
 
     sessions: int = 64
     rows: int = 1  # most chunks in one batch; more only where that was measured to gain
+    faces: int = 2  # most speakers of one avatar; steps are prepared for each number of them
     avatar_bytes: int = 2 << 30
 
 
@@ -108,8 +101,13 @@ class Engine:
         front_end: FrontEnd | None,
         *,
         limits: Limits,
+        queues: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`queues`: the device works through orders by itself. It then gets the context pass right
+        behind the last step, and latents leave while it computes; else the pass waits for `settle`.
+        """
+        self._queues = queues
         self.config, self.spec = config, config.spec
         self._hands, self._front_end, self._limits, self._clock = hands, front_end, limits, clock
         self._shelf = AvatarShelf(
@@ -119,10 +117,15 @@ class Engine:
         )
         self._sessions: dict[str, _Session] = {}
         self._costs = Costs()
-        self._unsettled: tuple[list[str], float] | None = None  # a batch, and when it began
+        self._unsettled: tuple[list[str], float] | None = None  # a batch, and its seconds so far
+        self._untold: list[Ended] = []  # sessions that ended while another was served
         self._busy_since: float | None = None
         self._broken: RankLost | None = None
         self._drawn = self._late = self._failed = 0
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
 
     @property
     def tail(self) -> TailSize:
@@ -145,10 +148,13 @@ class Engine:
         if not 0 <= seed < 2**64:
             raise BadInput("attach.seed", got=seed, expected="0 to 2**64 - 1")
         checks.check_avatar(avatar, self.config)
+        if len(avatar.faces) > self._limits.faces:
+            most = self._limits.faces
+            raise BadInput("avatar.faces", got=len(avatar.faces), expected=f"at most {most}")
         held = _Session(avatar.digest, len(avatar.faces) if self.config.audio else 0, turn)
         checks.check_tail(tail, held.faces, self.config)
         self._admit()
-        self.settle()
+        self._untold += self.settle()
         with self._working():
             self._take(avatar)
             self._sessions[session] = held
@@ -179,7 +185,8 @@ class Engine:
 
         The latents are in host memory. Call `settle` when they have been handed on.
         """
-        outcomes: list[Drawn | Ended] = [*self.settle()]
+        outcomes: list[Drawn | Ended] = [*self._untold, *self.settle()]
+        self._untold = []
         ready = [
             Ready(name, held.waiting[0][1], (held.faces, held.finished))
             for name, held in self._sessions.items()
@@ -192,20 +199,23 @@ class Engine:
             return outcomes + self._draw([item.session for item in batch])
 
     def settle(self) -> list[Ended]:
-        """Finish what `step` began: chunks just drawn become context for the next ones."""
+        """Finish what `step` began: chunks just drawn have become context for the next ones."""
         if self._unsettled is None:
             return []
-        (batch, began), self._unsettled = self._unsettled, None
+        (batch, seconds), self._unsettled = self._unsettled, None
+        began = self._clock()
         with self._working():
             try:
-                self._hands.perform(commands.Remember())
+                if not self._queues:
+                    self._hands.perform(commands.Remember())
+                self._hands.perform(commands.Finish())
             except Exception as error:  # noqa: BLE001 - the session boundary
                 return self._end(batch, error)
         alive = [self._sessions[name] for name in batch if name in self._sessions]
         for held in alive:
             held.finished = min(held.finished + 1, self.config.context.chunks)
         if len(alive) == len(batch):
-            self._costs.record(len(batch), self._clock() - began)
+            self._costs.record(len(batch), seconds + self._clock() - began)
         return []
 
     def rewind(self, session: str, *, turn: int, tail: LogTail) -> None:
@@ -221,7 +231,8 @@ class Engine:
         if turn < held.turn:
             raise BadInput("rewind.turn", got=turn, expected=f"at least {held.turn}")
         checks.check_tail(tail, held.faces, self.config)
-        self.settle()
+        self._untold += self.settle()
+        held = self._find(session)
         held.waiting.clear()
         held.turn = turn
         with self._working(), self._ending(session):
@@ -248,9 +259,11 @@ class Engine:
 
     def probe(self) -> list[Ended]:
         """Ask every rank for an answer; `health` knows the result."""
+        if self._broken is not None:
+            return []
         try:
             with self._working():
-                self._hands.perform(commands.Answer())
+                self._hands.perform(commands.Finish())
         except RankLost as error:
             return self._end([], error)
         return []
@@ -293,6 +306,8 @@ class Engine:
         began, names = self._clock(), [job.part.session for job in jobs]
         try:
             copy = self._hands.perform(commands.Denoise(tuple(job.part for job in jobs)))
+            if self._queues:
+                self._hands.perform(commands.Remember())
             latents = copy.wait()
         except Exception as error:  # noqa: BLE001 - the session boundary
             if len(jobs) == 1 or isinstance(error, RankLost):
@@ -301,7 +316,7 @@ class Engine:
             for job in jobs:
                 outcomes += [*self._run([job]), *self.settle()]
             return outcomes
-        self._unsettled = names, began
+        self._unsettled = names, self._clock() - began
         return [self._deliver(job, row) for job, row in zip(jobs, latents, strict=True)]
 
     def _deliver(self, job: _Job, latents: Tensor) -> Drawn | Ended:
@@ -348,6 +363,9 @@ class Engine:
             self._shelf.take(avatar)
         except torch.OutOfMemoryError as error:
             raise NoCapacity("an avatar's memory", retry_after=_RETRY_AFTER) from error
+        except RankLost as error:
+            self._untold += self._end([], error)
+            raise
 
     def _admit(self) -> None:
         wanted = len(self._sessions) + 1
@@ -386,7 +404,9 @@ class Engine:
             self._end([session], error)
             raise NoCapacity("a session's memory", retry_after=_RETRY_AFTER) from error
         except Exception as error:
-            raise self._end([session], error)[0].error from error
+            ended = self._end([session], error)
+            self._untold += [one for one in ended if one.session != session]
+            raise _typed(error) from error
 
     def _end(self, names: Sequence[str], error: Exception) -> list[Ended]:
         """End sessions because of `error`: those named, or all when a rank is lost."""
@@ -401,9 +421,13 @@ class Engine:
 
     def _forget(self, name: str) -> None:
         held = self._sessions.pop(name)
-        if self._broken is None:
+        if self._broken is not None:
+            return
+        try:
             self._hands.perform(commands.Close(name))
             self._shelf.give_back(held.digest)
+        except RankLost as error:
+            self._untold += self._end([], error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,7 +48,7 @@ class Ear:
         if track is None or not np.array_equal(self._promised, pcm[:kept]):
             track, kept = self._begin(chunk), 0
         track.hear(pcm[kept:])
-        embeddings = track.embeddings(chunk)
+        embeddings = track.embeddings(chunk).cpu()  # small, and on its way to every rank
         speaking = speech.mode is Mode.SPEAKING
         now = np.full(self._grid.per_chunk + self._grid.after, speaking)
         heard = torch.from_numpy(np.concatenate([self._modes, now]))

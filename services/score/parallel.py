@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 
 from services.score.attention import Kernel, Memory
-from services.score.engine import RankLost
+from services.score.contract import RankLost
 from services.score.model import Dit
 from services.score.worker import Command, Worker
 

@@ -24,7 +24,7 @@ from services.score.attention import KeysValues
 from services.score.avatars import face_mask, padded
 from services.score.cache import Context, Handed, Tape, WindowLayer
 from services.score.contract import Avatar
-from services.score.denoise import levels, noised, sample
+from services.score.denoise import levels, sample
 from services.score.model import Dit, Given, Times
 from services.score.noise import noise
 from services.score.passes import Passes, Places, Scene
@@ -75,7 +75,7 @@ class Part:
     listening: bool  # nobody speaks: use the prompt for listening
 
 
-Kind = Literal["denoise", "context", "last"]
+Kind = Literal["denoise", "context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,22 +206,29 @@ class Worker:
 
     @torch.inference_mode()
     def replay(self, part: Part, latents: Tensor) -> None:
-        """Take a finished chunk [C, F, h, w] from the log into a session's context."""
+        """Take a finished chunk [C, F, h, w] from the log into a session's context.
+
+        Where the last step's keys and values are kept, the chunk is drawn again instead: what that
+        step was given is not in the log, but all that led to it is.
+        """
         self._seat([part])
-        clean = self._team.cut(latents.to(self._latent_dtype).to(self._device)[None], 3)
         stand, audio = self._stand([part]), self._audio([part])
         if self.config.context.policy == "kept":
-            # The last step's input went with the session; noising the result again is near it.
-            last = self._noises(part)[None, -1].to(self._device)
-            self._run("last", stand, noised(clean.float(), last, self._levels[-1]), audio)
+            self._run("denoise", stand, self._noises(part)[:, None].to(self._device), audio)
         else:
+            clean = self._team.cut(latents.to(self._latent_dtype).to(self._device)[None], 3)
             self._run("context", stand, clean, audio)
         self._sessions[part.session].context.remember(self._stage.window, 0)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was told."""
-        if self._device.type != "cpu":
+        if self.queues:
             torch.accelerator.synchronize(self._device)
+
+    @property
+    def queues(self) -> bool:
+        """Whether the device takes orders and carries them out later."""
+        return self._device.type != "cpu"
 
     @property
     def window_bytes(self) -> int:
@@ -244,15 +251,11 @@ class Worker:
         self._passes.context(clean.float(), scene, self._clean_time, self._hear(audio), parts)
         return clean
 
-    def _last_step(self, stand: _Stand, noisy: Tensor, *audio: Tensor) -> Tensor:
-        scene, parts = self._seen(stand, stand.chunks)
-        return self._passes.denoise(noisy, scene, self._times[-1], self._hear(audio), parts)
-
     def _run(self, kind: Kind, stand: _Stand, x: Tensor, audio: tuple[Tensor, ...]) -> Tensor:
         """One step over the rows where a batch is seated."""
         if (kind, stand) not in self._steps:
-            step = {"denoise": self._denoise, "context": self._context, "last": self._last_step}
-            self._steps[kind, stand] = Replay(partial(step[kind], stand), self._capture)
+            step = self._denoise if kind == "denoise" else self._context
+            self._steps[kind, stand] = Replay(partial(step, stand), self._capture)
         out = self._steps[kind, stand](x, *audio)
         assert isinstance(out, Tensor)
         return out

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.score.commands import Hands
 from services.score.config import DitConfig
 from services.score.contract import (
     Avatar,
@@ -21,7 +22,7 @@ from services.score.contract import (
     Rectangle,
     Speech,
 )
-from services.score.engine import Engine, Hands, Limits
+from services.score.engine import Engine, Limits
 from services.score.frontend.config import MelFrontEnd
 from services.score.frontend.speech_encoder import SpeechEncoder
 from services.score.parallel import Alone, Solo
@@ -68,9 +69,11 @@ def engine(
     hands: Hands | None = None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     clock: Callable[[], float] | None = None,
+    queues: bool = False,
 ) -> Engine:
     hands = hands or Solo(worker(config, rows=limits.rows))
-    return Engine(config, hands, ears(config), limits=limits, clock=clock or Clock())
+    clock = clock or Clock()
+    return Engine(config, hands, ears(config), limits=limits, queues=queues, clock=clock)
 
 
 def avatar(config: DitConfig, name: str = "ada", *, faces: int = 1) -> Avatar:

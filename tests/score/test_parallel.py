@@ -55,7 +55,7 @@ def script(engine: Engine) -> Tensor:
     return torch.cat([*drawn, call.draw(engine, 2)])
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_draw_what_one_draws(ranks: int, tmp_path: Path) -> None:
     processes = launch(ranks, "draw", tmp_path / "drawn.pt")
     assert [process.wait(timeout=100) for process in processes] == [0] * ranks
