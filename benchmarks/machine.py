@@ -1,40 +1,53 @@
-"""What a result was measured on, so that a number can be judged later."""
+"""What a recorded figure was measured on."""
 
 from __future__ import annotations
 
-import os
+import json
 import platform
 import subprocess
-import time
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"
 
-def described(device: torch.device) -> dict[str, object]:
-    """Processor, device, versions, commit and load; no host name."""
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Machine, versions, commit and the command that is running."""
     return {
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def record(name: str, results: dict[str, Any]) -> Path:
+    """Write `results` as benchmarks/results/NAME.json, over the last ones."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    return path
 
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -58,7 +58,8 @@ class Admission:
         free = self.limits.memory_bytes - self.bytes
         if size > free:
             self._refuse(f"a session of {_mib(size)} in the {_mib(max(free, 0))} left")
-        if self.load + self._share(spec) > self.limits.load and self._held:
+        # A device too slow for one session still serves one: late is better than not at all.
+        if self._held and self.load + self._share(spec) > self.limits.load:
             self._refuse(f"one more session on a device with {len(self._held)}")
         self._held[session] = (spec, size)
 

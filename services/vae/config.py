@@ -181,6 +181,32 @@ def wan21() -> VaeConfig:
     )
 
 
+def tiny() -> VaeConfig:
+    """A size that two CPU cores decode in real time beside a small transformer (docs/vae.md)."""
+    return VaeConfig(
+        encoder=TowerConfig(
+            widths=(32, 64, 128),
+            blocks=1,
+            taps=(1, 3, 3),
+            temporal=(True, True),
+            middle_taps=3,
+            attention=False,
+        ),
+        decoder=TowerConfig(
+            widths=(128, 96, 64),
+            blocks=1,
+            taps=(3, 3, 1),
+            temporal=(True, True),
+            middle_taps=3,
+            attention=False,
+        ),
+        latent_mean=(0.0,) * 16,
+        latent_std=(1.0,) * 16,
+        patch=2,
+        norm_groups=8,
+    )
+
+
 def _require(holds: bool, field: str, got: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{field}: expected {expected}, got {got}")

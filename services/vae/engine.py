@@ -17,7 +17,7 @@ from torch import Tensor
 
 from services.accelerator.copies import HostCopies
 from services.vae.admission import Admission, Limits
-from services.vae.pixels import from_rgb, to_pixels
+from services.vae.pixels import Pixels, from_rgb, to_pixels
 from services.vae.runner import Runner
 from services.vae.session import (
     Chunk,
@@ -30,6 +30,7 @@ from services.vae.session import (
     Session,
     check_latents,
 )
+from services.vae.state import State
 from talkingmachines.errors import BadInput, EngineFailure, NotFound
 from talkingmachines.spec import StreamSpec
 
@@ -71,7 +72,7 @@ class Engine:
     """Decodes sessions by earliest deadline.
 
     `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: a batch of
-    chunks, or one rebuild (for Wan2.1 as long as about three chunks).
+    chunks, or one rebuild (for Wan2.1 as long as two chunks).
     """
 
     def __init__(
@@ -85,7 +86,25 @@ class Engine:
         self._last_arrival = clock()
         self._count = _Counters()
         with runner.active():
-            self._copies = HostCopies(runner.device)
+            # Room for two passes: one on its way while the next is decoded.
+            self._copies = HostCopies(runner.device, in_flight=2 * (limits.batch + 1))
+
+    def prepare(self, spec: StreamSpec) -> None:
+        """Compile, record and time what sessions of `spec` will run, before the first is admitted.
+
+        Raises:
+            BadInput: a stream that this VAE cannot make.
+        """
+        size = self._latent_size(spec)
+        channels = self._runner.config.latent_channels
+        for batch in range(1, self._admission.limits.batch + 1):
+            anchor = torch.zeros(batch, channels, 1, *size)
+            latents = torch.zeros(batch, channels, spec.latents_per_chunk, *size)
+            with self._runner.active():
+                states = [self._runner.begin(row[None], row[None, :, :0]) for row in anchor]
+                self._time(latents, states)  # pays for the preparations
+                seconds = self._time(latents, states)
+            self._admission.measured(spec, seconds / batch)
 
     def open(self, name: str, opening: Opening) -> None:
         """Take up a stream. A later `step` builds its state.
@@ -214,6 +233,13 @@ class Engine:
             decode_seconds_total=self._count.decode_seconds,
             rebuild_seconds_total=self._count.rebuild_seconds,
         )
+
+    def _time(self, latents: Tensor, states: list[State]) -> float:
+        started = self._clock()
+        frames, _ = self._runner.decode(latents, states)
+        for row in frames:
+            self._copies.start(to_pixels(row, Pixels.RGB24)).wait()
+        return self._clock() - started
 
     def _run(self, session: Session) -> list[Event]:
         work = session.queue.popleft()

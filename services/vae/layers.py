@@ -112,7 +112,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
         # Entry 0 of the original Sequential repeats pixels and has no parameters.
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
+        self.resample = nn.ModuleDict({"1": DoublingConv(channels, channels // 2)})
         self.time_conv = CausalConv(channels, channels * 2, taps=3, side=1) if temporal else None
         self.reach = 2 if temporal else 0
         self.rate = 2 if temporal else 1
@@ -120,9 +120,7 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, history: History) -> Tensor:
         if self.time_conv is not None:
             x = _double_time(x, self.time_conv, history)
-        conv = cast(nn.Conv2d, self.resample["1"])
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        frames = double_space(frames, conv.weight, conv.bias)
+        frames: Tensor = self.resample["1"](rearrange(x, "b c t h w -> (b t) c h w"))
         return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
 
 
@@ -140,22 +138,28 @@ def _double_time(x: Tensor, conv: CausalConv, history: History) -> Tensor:
     return append([lead, y]) if history.first else y
 
 
-def double_space(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+class DoublingConv(nn.Conv2d):
     """`conv2d(repeat(x, 2 x 2), weight, bias, padding=1)` without the big picture in between.
 
     Four small convolutions, one for each position within a 2 x 2 square, take 16 multiplications
     per input pixel instead of 36. x [N, C, H, W], weight [O, C, 3, 3] -> [N, O, 2H, 2W].
     """
-    batch, _, height, width = x.shape
-    out = weight.shape[0]
-    squares = F.conv2d(x, _fold(weight), None if bias is None else bias.repeat(4), padding=1)
-    big = x.new_empty((batch, 2 * height, 2 * width, out)).permute(0, 3, 1, 2)
-    for row in (0, 1):
-        for column in (0, 1):
-            first = (2 * row + column) * out
-            square = squares[:, first : first + out, row : row + height, column : column + width]
-            big[:, :, row::2, column::2] = square
-    return big
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.out_channels
+        bias = None if self.bias is None else self.bias.repeat(4)
+        squares = F.conv2d(x, _fold(self.weight), bias, padding=self.padding)
+        height, width = squares.shape[2] - 1, squares.shape[3] - 1
+        big = x.new_empty((len(x), 2 * height, 2 * width, out)).permute(0, 3, 1, 2)
+        for row in (0, 1):
+            for column in (0, 1):
+                first = (2 * row + column) * out
+                square = squares[:, first : first + out, row : row + height]
+                big[:, :, row::2, column::2] = square[..., column : column + width]
+        return big
 
 
 def _fold(weight: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class Vae(nn.Module):
         self.conv1 = nn.Conv3d(2 * channels, 2 * channels, 1)
         self.conv2 = nn.Conv3d(channels, channels, 1)
         self.decoder = Decoder(config)
+        self.set_normalisation(config)
+
+    def set_normalisation(self, config: VaeConfig) -> None:
+        """Take latent mean and deviation from `config`, which alone holds them; files do not."""
         for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
             column = torch.tensor(values).view(-1, 1, 1, 1)
             self.register_buffer(name, column, persistent=False)

@@ -86,7 +86,8 @@ class Runner:
         Both may be overwritten by the next call: `State.copy_` what must stay.
         """
         past = join(states)
-        frames, *slots = self._step_for(latents.shape)(self.take(latents), *past.slots)
+        with _tuned():
+            frames, *slots = self._step_for(latents.shape)(self.take(latents), *past.slots)
         return frames, part(State(tuple(slots)))
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -112,6 +113,20 @@ class Runner:
         if shape not in self._recorded and len(self._recorded) < _RECORDED_SHAPES:
             self._recorded[shape] = Replay(self._step, self._capture)
         return self._recorded.get(shape, self._decode)
+
+
+@contextmanager
+def _tuned() -> Iterator[None]:
+    """Within it, cuDNN times its algorithms for shapes that it has not seen.
+
+    Worth it for the one shape that comes for ever, not for tails of any length.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def place(vae: Vae, device: torch.device, *, dtype: torch.dtype | None = None) -> Runner:

@@ -230,6 +230,17 @@ def test_a_rebuild_that_fails_ends_its_session_alone() -> None:
     assert vae.statistics().sessions == 1
 
 
+def test_preparing_times_a_chunk_before_the_first_session() -> None:
+    runner = place(random_vae(folded()), CPU, dtype=torch.float32)
+    vae = Engine(runner, Limits(memory_bytes=2**30, load=1e9, batch=2))
+    vae.prepare(SPEC)
+    statistics = vae.statistics()
+    assert 0 < statistics.chunk_seconds < 10
+    assert statistics.load == 0
+    vae.open("a", opening(stream(0)[0]))
+    assert vae.statistics().load == statistics.chunk_seconds / SPEC.chunk_seconds
+
+
 def test_memory_is_stated_before_it_is_taken_and_refused_when_it_is_not_there() -> None:
     size = engine().session_bytes(SPEC)
     vae = engine(Limits(memory_bytes=2 * size, load=1e9))
@@ -318,10 +329,12 @@ def test_pictures_and_clips_become_latents() -> None:
             vae.encode(bad)
 
 
+@pytest.mark.timeout(300)  # seconds when alone on the machine
 def test_two_thousand_chunks_in_flat_memory() -> None:
     vae = engine()
-    anchor, *chunks = stream(4)
-    vae.open("a", opening(anchor))
+    spec = StreamSpec(16000, 25, 3, 4, 16, 16)
+    anchor, *chunks = (piece[..., :2, :2] for piece in stream(4))
+    vae.open("a", Opening(spec, Pixels.RGB24, anchor, anchor[:, :0], 0, 0.0))
 
     def run(count: int, first: int) -> int:
         for number in range(first, first + count):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from services.vae.checkpoint import build, diffusers_names, from_diffusers
+from services.vae.checkpoint import build
+from services.vae.diffusers_layout import name_pairs, rename
 from services.vae.model import Vae
 from services.vae.state import State
 from tests.vae.conftest import MEAN, STD, wan_like
@@ -27,11 +28,11 @@ def theirs() -> AutoencoderKLWan:
 @pytest.fixture(scope="module")
 def ours(theirs: AutoencoderKLWan) -> Vae:
     config = wan_like()
-    return build(config, from_diffusers(config, theirs.state_dict(), "diffusers"), "diffusers")
+    return build(config, rename(config, theirs.state_dict(), "diffusers"), "diffusers")
 
 
 def test_names_cover_each_other(theirs: AutoencoderKLWan) -> None:
-    names = dict(diffusers_names(wan_like()))
+    names = dict(name_pairs(wan_like()))
     assert names.keys() == theirs.state_dict().keys()
     assert len(set(names.values())) == len(names)
 
