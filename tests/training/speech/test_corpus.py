@@ -69,13 +69,13 @@ def test_what_a_crash_left_behind_is_mended(tmp_path: Path, torn: str) -> None:
 def test_lines_that_fail_are_noted_and_not_tried_again(tmp_path: Path) -> None:
     engine = Tones(dumb="!")
     voice = replace(tones(), open=lambda: engine)
-    read(voice, VoicePack(tmp_path, "tones"), quota=60, align=align)
+    read(voice, VoicePack(tmp_path, "tones"), quota=25, align=align)
     pack = VoicePack(tmp_path, "tones")
     reasons = [row.dropped for row in pack.rows if isinstance(row, Dropped)]
     assert any("questions" in reason for reason in reasons)
     assert any("!" in reason for reason in reasons)
     spoken = engine.spoken
-    read(voice, pack, quota=60, align=align)
+    read(voice, pack, quota=25, align=align)
     assert engine.spoken == spoken
 
 
