@@ -62,7 +62,7 @@ class Tape:
 
 
 @dataclass(slots=True)
-class Part:
+class WindowLayer:
     """One layer of a window, as one pass sees it."""
 
     k: Tensor  # [B, T, H, D]
@@ -98,11 +98,11 @@ class Window:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
-    def parts(self, rows: int, chunks: int) -> list[Part]:
+    def parts(self, rows: int, chunks: int) -> list[WindowLayer]:
         """The first `rows` rows for a pass that sees the anchor, itself and `chunks` chunks."""
         seen = self._anchor + (1 + chunks) * self._chunk
         pairs = zip(self.k[:, :rows], self.v[:, :rows], strict=True)
-        return [Part(k, v, self._anchor, seen) for k, v in pairs]
+        return [WindowLayer(k, v, self._anchor, seen) for k, v in pairs]
 
     def put_anchor(self, row: int, anchor: Tape) -> None:
         self.k[:, row, : self._anchor] = anchor.k

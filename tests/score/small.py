@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -11,20 +9,20 @@ from services.score.config import (
     AnchorConfig,
     AudioConfig,
     ClipConfig,
-    ContextConfig,
     DitConfig,
     FantasyTalkingAudio,
     LatentConfig,
-    MelFrontEnd,
     MultiTalkAudio,
     PaperAudio,
     StreamConfig,
     TextConfig,
 )
+from services.score.frontend.config import MelFrontEnd
 from services.score.model import Dit
 from services.score.passes import Passes, Places, Scene
 
 CPU = torch.device("cpu")
+SOUND = MelFrontEnd(width=4)  # 10 numbers per embedding
 ADAPTERS = (
     PaperAudio(width=24, depth=1, heads=2),
     FantasyTalkingAudio(width=20),
@@ -35,32 +33,30 @@ ADAPTERS = (
 def config(
     *,
     adapter: PaperAudio | FantasyTalkingAudio | MultiTalkAudio = ADAPTERS[0],
-    context: ContextConfig = ContextConfig(),  # noqa: B008 - frozen
     **changes: object,
 ) -> DitConfig:
     """4 x 2 tokens per frame, two layers, everything conditioned on."""
-    made = DitConfig(
-        dim=48,
-        ffn_dim=64,
-        heads=4,
-        layers=2,
-        freq_dim=16,
-        latent=LatentConfig(channels=4),
-        text=TextConfig(dim=12, tokens=6),
-        clip=ClipConfig(dim=10, tokens=5),
-        anchor=AnchorConfig(mask_channels=2),
-        audio=AudioConfig(
+    made: dict[str, object] = {
+        "dim": 48,
+        "ffn_dim": 64,
+        "heads": 4,
+        "layers": 2,
+        "freq_dim": 16,
+        "latent": LatentConfig(channels=4),
+        "text": TextConfig(dim=12, tokens=6),
+        "clip": ClipConfig(dim=10, tokens=5),
+        "anchor": AnchorConfig(mask_channels=2),
+        "audio": AudioConfig(
             adapter=adapter,
-            front_end=MelFrontEnd(),
-            embedding_dim=10,
+            front_end=SOUND,
+            embedding_dim=SOUND.outputs,
             per_latent=4,
             before=4,
             after=2,
         ),
-        stream=StreamConfig(fps=25, width=32, height=64),
-        context=context,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
+        "stream": StreamConfig(fps=25, width=32, height=64),
+    }
+    return DitConfig(**(made | changes))  # type: ignore[arg-type]
 
 
 def model(made: DitConfig, seed: int = 0) -> Dit:

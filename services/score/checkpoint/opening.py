@@ -96,7 +96,8 @@ def open_checkpoint(
             raise BadCheckpoint(str(audio), why="no audio weights of a known layout")
         weights, chosen = {**weights, **heard.weights}, heard.given_to(chosen)
     chosen = config if config is not None else chosen
-    fit(str(path), found=shapes(weights), expected=expected_shapes(chosen))
+    source = f"{path} with {audio}" if audio is not None else str(path)
+    fit(source, found=shapes(weights), expected=expected_shapes(chosen))
     for lora in loras:
         weights = merged(weights, lora)
     return Checkpoint(path, base.layout, chosen, weights)

@@ -104,10 +104,10 @@ class Wav2Vec2FrontEnd:
     (MultiTalk); or these and, before them, what the first layer reads (Wan2.2-S2V).
 
     The default window compromises. Against hearing a whole clip at once, relative to how much the
-    states vary over time, the error with random weights at wav2vec2-base size was 0.63, 0.50 and
-    0.48 with 1, 2 and 3 s on the left and 0.2 s on the right; 0.54 and 0.42 with 2 s on the left
-    and 0 or 0.5 s on the right. Random weights attend everywhere alike, the worst case; trained
-    ones were not at hand.
+    last state varies over time, the error with random weights at wav2vec2-base size was 0.58, 0.46
+    and 0.39 with 1, 2 and 3 s on the left and 0.2 s on the right; 0.49 and 0.39 with 2 s on the
+    left and 0 or 0.5 s on the right (`benchmarks/wav2vec_window.py`). Random weights attend
+    everywhere alike, the worst case; trained ones were not at hand.
     """
 
     kind: Literal["wav2vec2"] = "wav2vec2"

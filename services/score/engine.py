@@ -1,0 +1,422 @@
+"""Sessions over one model: who is drawn next, what goes in, what comes out, who may come in.
+
+Above `worker.py`, below the servicer. Without threads: one caller opens, submits and steps, and
+between `step` and `settle` hands on the latents, so that they leave before the context pass runs.
+
+    open ─► submit ─► step ─► (latents leave) ─► settle ─► submit ─► ... ─► close
+
+A session here is a cache over its log. It can be opened anywhere with avatar, seed and the log's
+tail, and rewound in the same way. What fails, fails one session, unless a rank is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from services.score import checks, commands
+from services.score.avatars import AvatarShelf, ShelfStats
+from services.score.config import DitConfig
+from services.score.contract import Avatar, Chunk, Drawn, Ended, LogTail, Mode, Speech, TailSize
+from services.score.frontend.features import FrontEnd
+from services.score.hearing import Ear
+from services.score.schedule import Costs, Ready, admits, load, pick
+from services.score.worker import Command, Heard, Part
+from talkingmachines.errors import (
+    BadInput,
+    EngineFailure,
+    NoCapacity,
+    NotFound,
+    TalkingMachinesError,
+)
+
+_log = logging.getLogger(__name__)
+
+_QUEUED = 2  # chunks that a session may have waiting: one to draw, one to follow
+_RETRY_AFTER = 5.0  # seconds; sessions last minutes, but one may just be ending
+
+R = TypeVar("R")
+
+
+class Hands(Protocol):
+    """What carries out commands: a worker, or all ranks."""
+
+    def perform(self, command: Command[R]) -> R:
+        """Do it everywhere; the result is rank 0's.
+
+        Raises:
+            RankLost: a rank does not answer; nothing can be drawn here any more.
+        """
+        ...
+
+
+class RankLost(EngineFailure):
+    """A device that draws with this one is gone; every session here has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine is allowed, apart from what it can do."""
+
+    sessions: int = 64
+    rows: int = 1  # most chunks in one batch; more only where that was measured to gain
+    avatar_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for metrics."""
+
+    sessions: int
+    queued: int  # chunks waiting
+    drawn: int  # chunks, ever
+    late: int  # of these, after their deadline
+    failed: int  # sessions that ended with an error, ever
+    load: float  # part of a chunk's period that the open sessions need
+    session_bytes: int  # context of the open sessions, on this rank
+    chunk_seconds: dict[int, float]  # by rows in a batch, running mean
+    avatars: ShelfStats
+
+
+@dataclass(slots=True)
+class _Session:
+    digest: str
+    faces: int  # that speech can move
+    turn: int
+    ears: list[Ear] = field(default_factory=list)
+    next_chunk: int = 0  # that may be submitted
+    finished: int = 0  # chunks in its context
+    nbytes: int = 0
+    waiting: deque[tuple[Chunk, float]] = field(default_factory=deque)  # with deadlines
+
+
+class Engine:
+    """All sessions of one replica."""
+
+    def __init__(
+        self,
+        config: DitConfig,
+        hands: Hands,
+        front_end: FrontEnd | None,
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self.spec = config, config.spec
+        self._hands, self._front_end, self._limits, self._clock = hands, front_end, limits, clock
+        self._shelf = AvatarShelf(
+            budget=limits.avatar_bytes,
+            add=lambda avatar: hands.perform(commands.AddAvatar(avatar)),
+            drop=lambda digest: hands.perform(commands.DropAvatar(digest)),
+        )
+        self._sessions: dict[str, _Session] = {}
+        self._costs = Costs()
+        self._unsettled: tuple[list[str], float] | None = None  # a batch, and when it began
+        self._busy_since: float | None = None
+        self._broken: RankLost | None = None
+        self._drawn = self._late = self._failed = 0
+
+    @property
+    def tail(self) -> TailSize:
+        """How much of its log a session must show to be opened or rewound."""
+        return checks.tail_size(self.config)
+
+    def open(
+        self, session: str, avatar: Avatar, *, seed: int, tail: LogTail, turn: int = 0
+    ) -> None:
+        """Take in a session, new or from elsewhere; its next chunk is `tail.next_chunk`.
+
+        Raises:
+            BadInput: avatar, seed or tail do not fit the model, or the name is taken.
+            NoCapacity: running sessions would pay for it, or memory is short.
+            EngineFailure: its first passes failed.
+        """
+        self._usable()
+        if session in self._sessions:
+            raise BadInput("attach.session", got=session, expected="a name that is not open")
+        if not 0 <= seed < 2**64:
+            raise BadInput("attach.seed", got=seed, expected="0 to 2**64 - 1")
+        checks.check_avatar(avatar, self.config)
+        held = _Session(avatar.digest, len(avatar.faces) if self.config.audio else 0, turn)
+        checks.check_tail(tail, held.faces, self.config)
+        self._admit()
+        self.settle()
+        with self._working():
+            self._take(avatar)
+            self._sessions[session] = held
+            with self._ending(session):
+                held.nbytes = self._hands.perform(commands.Open(session, avatar.digest, seed))
+                self._rebuild(session, held, tail)
+
+    def submit(self, session: str, chunk: Chunk) -> None:
+        """Ask for a chunk; one of an earlier turn is dropped, since nobody will see it.
+
+        Raises:
+            BadInput: it is not the session's next chunk, or its speech does not fit.
+            NotFound: no such session.
+        """
+        held = self._find(session)
+        if chunk.turn < held.turn:
+            return
+        if chunk.chunk != held.next_chunk:
+            raise BadInput("chunk.chunk", got=chunk.chunk, expected=str(held.next_chunk))
+        if len(held.waiting) == _QUEUED:
+            raise BadInput("chunk", got="one more", expected=f"at most {_QUEUED} chunks waiting")
+        checks.check_speech("chunk.speech", chunk.speech, held.faces, self.spec)
+        held.turn, held.next_chunk = chunk.turn, chunk.chunk + 1
+        held.waiting.append((chunk, self._clock() + chunk.slack))
+
+    def step(self) -> list[Drawn | Ended]:
+        """Draw the most urgent chunk, and others with it where that is cheaper; [] if none waits.
+
+        The latents are in host memory. Call `settle` when they have been handed on.
+        """
+        outcomes: list[Drawn | Ended] = [*self.settle()]
+        ready = [
+            Ready(name, held.waiting[0][1], (held.faces, held.finished))
+            for name, held in self._sessions.items()
+            if held.waiting
+        ]
+        if not ready or self._broken is not None:
+            return outcomes
+        batch = pick(ready, self._costs, now=self._clock(), most=self._limits.rows)
+        with self._working():
+            return outcomes + self._draw([item.session for item in batch])
+
+    def settle(self) -> list[Ended]:
+        """Finish what `step` began: chunks just drawn become context for the next ones."""
+        if self._unsettled is None:
+            return []
+        (batch, began), self._unsettled = self._unsettled, None
+        with self._working():
+            try:
+                self._hands.perform(commands.Remember())
+            except Exception as error:  # noqa: BLE001 - the session boundary
+                return self._end(batch, error)
+        alive = [self._sessions[name] for name in batch if name in self._sessions]
+        for held in alive:
+            held.finished = min(held.finished + 1, self.config.context.chunks)
+        if len(alive) == len(batch):
+            self._costs.record(len(batch), self._clock() - began)
+        return []
+
+    def rewind(self, session: str, *, turn: int, tail: LogTail) -> None:
+        """Go back to the end of `tail`: what came after it was never seen by anybody.
+
+        Raises:
+            BadInput: the tail does not fit, or the turn is older than the session's.
+            NotFound: no such session.
+            EngineFailure: its passes failed; the session has ended.
+        """
+        self._usable()
+        held = self._find(session)
+        if turn < held.turn:
+            raise BadInput("rewind.turn", got=turn, expected=f"at least {held.turn}")
+        checks.check_tail(tail, held.faces, self.config)
+        self.settle()
+        held.waiting.clear()
+        held.turn = turn
+        with self._working(), self._ending(session):
+            self._hands.perform(commands.Forget(session))
+            self._rebuild(session, held, tail)
+
+    def close(self, session: str) -> None:
+        """Forget a session; none of that name is fine."""
+        if session in self._sessions:
+            self._forget(session)
+
+    def health(self, *, limit: float) -> str | None:
+        """Why this engine cannot be relied on, or None. May be asked from another thread.
+
+        Args:
+            limit: seconds after which work that has not ended is taken for hung.
+        """
+        if self._broken is not None:
+            return str(self._broken)
+        since = self._busy_since
+        if since is not None and self._clock() - since > limit:
+            return f"the device has been busy for more than {limit:g} s"
+        return None
+
+    def probe(self) -> list[Ended]:
+        """Ask every rank for an answer; `health` knows the result."""
+        try:
+            with self._working():
+                self._hands.perform(commands.Answer())
+        except RankLost as error:
+            return self._end([], error)
+        return []
+
+    def expect(self, chunk_seconds: dict[int, float]) -> None:
+        """Take these times, by rows in a batch, for measured, instead of all measured so far."""
+        self._costs = Costs()
+        for rows, seconds in chunk_seconds.items():
+            self._costs.record(rows, seconds)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            sessions=len(self._sessions),
+            queued=sum(len(held.waiting) for held in self._sessions.values()),
+            drawn=self._drawn,
+            late=self._late,
+            failed=self._failed,
+            load=self._load(len(self._sessions)),
+            session_bytes=sum(held.nbytes for held in self._sessions.values()),
+            chunk_seconds=self._costs.measured(),
+            avatars=self._shelf.stats(),
+        )
+
+    def _draw(self, names: Sequence[str]) -> list[Drawn | Ended]:
+        """Draw the first waiting chunk of every session."""
+        outcomes: list[Drawn | Ended] = []
+        jobs: list[_Job] = []
+        for name in names:
+            held = self._sessions[name]
+            chunk, deadline = held.waiting.popleft()
+            try:
+                part = self._part(name, held, chunk.chunk, chunk.speech)
+                jobs.append(_Job(chunk, deadline, part))
+            except Exception as error:  # noqa: BLE001 - the session boundary
+                outcomes += self._end([name], error)
+        return outcomes + self._run(jobs) if jobs else outcomes
+
+    def _run(self, jobs: Sequence[_Job]) -> list[Drawn | Ended]:
+        """Draw in one batch; where that fails, one by one, so that only the cause of it ends."""
+        began, names = self._clock(), [job.part.session for job in jobs]
+        try:
+            copy = self._hands.perform(commands.Denoise(tuple(job.part for job in jobs)))
+            latents = copy.wait()
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            if len(jobs) == 1 or isinstance(error, RankLost):
+                return [*self._end(names, error)]
+            outcomes: list[Drawn | Ended] = []
+            for job in jobs:
+                outcomes += [*self._run([job]), *self.settle()]
+            return outcomes
+        self._unsettled = names, began
+        return [self._deliver(job, row) for job, row in zip(jobs, latents, strict=True)]
+
+    def _deliver(self, job: _Job, latents: Tensor) -> Drawn | Ended:
+        name = job.part.session
+        if not bool(latents.isfinite().all()):
+            reason = EngineFailure(f"chunk {job.chunk.chunk} came out as not a number")
+            return self._end([name], reason)[0]
+        late = self._clock() - job.deadline
+        self._drawn += 1
+        self._late += late > 0
+        return Drawn(name, job.chunk.turn, job.chunk.chunk, latents, late)
+
+    def _part(self, name: str, held: _Session, chunk: int, speech: Sequence[Speech]) -> Part:
+        """What the device needs of a chunk; the session's ears hear it."""
+        if not held.ears:
+            return Part(name, chunk, None, listening=False)
+        pairs = zip(held.ears, speech, strict=True)
+        heard = [ear.hear(chunk, one) for ear, one in pairs]
+        embeddings, flags = (torch.stack(list(each)) for each in zip(*heard, strict=True))
+        listening = all(one.mode is Mode.LISTENING for one in speech)
+        return Part(name, chunk, Heard(embeddings, flags), listening)
+
+    def _rebuild(self, session: str, held: _Session, tail: LogTail) -> None:
+        """Make the session what it was at the end of `tail`."""
+        held.ears = [self._ear() for _ in range(held.faces)]
+        held.finished, held.next_chunk = 0, tail.next_chunk
+        with_latents = checks.replayed(tail, self.config)
+        for past in tail.chunks[: len(tail.chunks) - len(with_latents)]:
+            for ear, speech in zip(held.ears, past.speech, strict=True):
+                ear.remember(speech)
+        for past in with_latents:
+            assert past.latents is not None, "a tail is checked before it is used"
+            part = self._part(session, held, past.chunk, past.speech)
+            self._hands.perform(commands.Replay(part, past.latents))
+            held.finished = min(held.finished + 1, self.config.context.chunks)
+
+    def _ear(self) -> Ear:
+        assert self._front_end is not None, "a model that hears has a front end"
+        assert self.config.hearing is not None
+        return Ear(self._front_end, self.config.hearing, self.spec)
+
+    def _take(self, avatar: Avatar) -> None:
+        try:
+            self._shelf.take(avatar)
+        except torch.OutOfMemoryError as error:
+            raise NoCapacity("an avatar's memory", retry_after=_RETRY_AFTER) from error
+
+    def _admit(self) -> None:
+        wanted = len(self._sessions) + 1
+        full = wanted > self._limits.sessions
+        if full or not admits(self._load(wanted)):
+            raise NoCapacity("another session", retry_after=_RETRY_AFTER)
+
+    def _load(self, sessions: int) -> float:
+        period, most = self.spec.chunk_seconds, self._limits.rows
+        return load(sessions, self._costs, period=period, most=most)
+
+    def _find(self, session: str) -> _Session:
+        if session not in self._sessions:
+            raise NotFound("session", session)
+        return self._sessions[session]
+
+    def _usable(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Let `health` see that the device was given work, and since when."""
+        self._busy_since = self._clock()
+        try:
+            yield
+        finally:
+            self._busy_since = None
+
+    @contextmanager
+    def _ending(self, session: str) -> Iterator[None]:
+        """What fails inside ends the session."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self._end([session], error)
+            raise NoCapacity("a session's memory", retry_after=_RETRY_AFTER) from error
+        except Exception as error:
+            raise self._end([session], error)[0].error from error
+
+    def _end(self, names: Sequence[str], error: Exception) -> list[Ended]:
+        """End sessions because of `error`: those named, or all when a rank is lost."""
+        reason = _typed(error)
+        if isinstance(reason, RankLost):
+            self._broken, names = reason, list(self._sessions)
+        for name in names:
+            _log.error("session %s ended: %s", name, reason, exc_info=error)
+            self._forget(name)
+        self._failed += len(names)
+        return [Ended(name, reason) for name in names]
+
+    def _forget(self, name: str) -> None:
+        held = self._sessions.pop(name)
+        if self._broken is None:
+            self._hands.perform(commands.Close(name))
+            self._shelf.give_back(held.digest)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    chunk: Chunk
+    deadline: float
+    part: Part
+
+
+def _typed(error: Exception) -> TalkingMachinesError:
+    """What a caller may know of a failure."""
+    if isinstance(error, TalkingMachinesError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return EngineFailure("out of memory")
+    return EngineFailure(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")

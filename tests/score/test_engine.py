@@ -1,0 +1,484 @@
+"""Sessions are caches over a log: they move, rewind, share and fail alone."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+import torch
+
+from services.score.commands import Denoise, Open
+from services.score.config import ContextConfig, PositionsConfig
+from services.score.contract import Drawn, Ended, LogTail, Mode, PastChunk
+from services.score.engine import Limits
+from services.score.parallel import Solo
+from services.score.worker import Command
+from talkingmachines.errors import BadInput, EngineFailure, NoCapacity, NotFound
+from tests.score import calls, small
+from tests.score.calls import Call
+
+R = TypeVar("R")
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def latents_of(call: Call) -> torch.Tensor:
+    """[chunks, C, F, h, w]"""
+    return torch.stack([past.latents for past in call.log if past.latents is not None])
+
+
+@pytest.mark.parametrize("moved_at", [0, 1, 2, 7])
+@pytest.mark.parametrize("faces", [1, 2])
+def test_a_session_that_moves_goes_on_as_if_it_had_stayed(moved_at: int, faces: int) -> None:
+    config = small.config()
+    stays, moves = Call(config, faces=faces), Call(config, faces=faces)
+    first, second = calls.engine(config), calls.engine(config)
+    stays.open(first)
+    expected = stays.draw(first, moved_at + 3)
+    assert expected.std() > 0.1
+    moves.log = stays.log[:moved_at]
+    moves.open(second)
+    same(moves.draw(second, 3), expected[moved_at:])
+
+
+def test_a_rewound_session_goes_on_from_there() -> None:
+    config = small.config()
+    engine, fresh = calls.engine(config), calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    call.draw(engine, 5)
+    engine.submit(call.name, call.next())  # waits, and will never be seen
+    del call.log[3:]
+    call.turn = 1
+    engine.rewind(call.name, turn=1, tail=call.tail(engine))
+    other = Call(config, turn=1, log=list(call.log))
+    other.open(fresh)
+    same(call.draw(engine, 3), other.draw(fresh, 3))
+
+
+def test_a_chunk_of_an_earlier_turn_is_dropped() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    late = call.next()
+    engine.rewind(call.name, turn=3, tail=LogTail())
+    engine.submit(call.name, late)
+    assert engine.step() == []
+    with pytest.raises(BadInput, match=r"rewind\.turn"):
+        engine.rewind(call.name, turn=2, tail=LogTail())
+
+
+def test_what_a_listener_says_is_not_heard() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    quiet = call.next()
+    quiet = replace(quiet, speech=(replace(quiet.speech[0], mode=Mode.LISTENING),))
+    noisy = replace(quiet, speech=(replace(quiet.speech[0], pcm=quiet.speech[0].pcm // 2),))
+    drawn = []
+    for chunk in (quiet, noisy):
+        engine.submit(call.name, chunk)
+        drawn += engine.step()
+        engine.rewind(call.name, turn=0, tail=LogTail())
+    spoken = call.draw(engine)[0]
+    first, second = (one.latents for one in drawn if isinstance(one, Drawn))
+    assert torch.equal(first, second)
+    assert (first - spoken).abs().max() > 1e-3
+
+
+def test_speech_that_was_not_what_the_lookahead_promised_is_heard() -> None:
+    """Silence, and then somebody speaks: the first syllable must not be lost."""
+    config = small.config()
+    engine, fresh = calls.engine(config), calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    hushed = call.next()
+    own = config.spec.samples_per_chunk
+    pcm = hushed.speech[0].pcm.copy()
+    pcm[own:] = 0
+    hushed = replace(hushed, speech=(replace(hushed.speech[0], pcm=pcm),))
+    engine.submit(call.name, hushed)
+    call.take(engine.step())
+    call.log[0] = replace(call.log[0], speech=hushed.speech)
+    moved = Call(config, log=list(call.log))
+    moved.open(fresh)
+    same(call.draw(engine, 2), moved.draw(fresh, 2))
+
+
+def test_sessions_do_not_touch_each_other() -> None:
+    config = small.config()
+    together, alone = calls.engine(config), {}
+    names = ["ann", "bob", "cy"]
+    sessions = [Call(config, name, seed=n) for n, name in enumerate(names)]
+    for call in sessions:
+        call.open(together)
+    for _ in range(3):
+        for call in sessions:
+            call.draw(together)
+    for n, name in enumerate(names):
+        lonely, own = calls.engine(config), Call(config, name, seed=n)
+        own.open(lonely)
+        alone[name] = own.draw(lonely, 3)
+    for call in sessions:
+        assert torch.equal(latents_of(call), alone[call.name])
+
+
+def test_a_batch_draws_what_each_would_draw_alone() -> None:
+    config = small.config()
+    engine = calls.engine(config, limits=Limits(rows=3))
+    sessions = [Call(config, name, seed=n) for n, name in enumerate(["ann", "bob", "cy"])]
+    for call in sessions:
+        call.open(engine)
+    engine.expect({1: 0.1, 3: 0.15})
+    for _ in range(3):
+        for call in sessions:
+            engine.submit(call.name, call.next())
+        outcomes = engine.step()
+        assert len(outcomes) == 3, "one batch"
+        for call in sessions:
+            call.take(outcomes)
+    for call in sessions:
+        own, lonely = Call(config, call.name, seed=call.seed), calls.engine(config)
+        own.open(lonely)
+        drawn = latents_of(call)
+        same(drawn, own.draw(lonely, 3))
+
+
+def test_avatars_of_different_looks_share_a_batch() -> None:
+    config = small.config()
+    engine = calls.engine(config, limits=Limits(rows=2))
+    ann, bob = Call(config, "ann"), Call(config, "bob")
+    engine.open("ann", calls.avatar(config, "ann"), seed=calls.SEED, tail=LogTail())
+    engine.open("bob", calls.avatar(config, "bob"), seed=calls.SEED, tail=LogTail())
+    for call in (ann, bob):
+        engine.submit(call.name, call.next())
+    outcomes = engine.step()
+    lonely = calls.engine(config)
+    lonely.open("bob", calls.avatar(config, "bob"), seed=calls.SEED, tail=LogTail())
+    same(bob.take(outcomes), Call(config, "bob").draw(lonely)[0])
+    assert engine.stats().avatars.avatars == 2
+
+
+def test_latents_leave_before_the_context_pass() -> None:
+    config = small.config()
+    commands: list[str] = []
+
+    class Watched(Solo):
+        def perform(self, command: Command[R]) -> R:
+            commands.append(type(command).__name__)
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Watched(calls.worker(config)))
+    call = Call(config)
+    call.open(engine)
+    engine.submit(call.name, call.next())
+    call.take(engine.step())
+    assert commands[-1] == "Denoise"
+    engine.settle()
+    assert commands[-1] == "Remember"
+
+
+def test_a_session_whose_numbers_break_ends_alone() -> None:
+    config = small.config()
+    engine = calls.engine(config, limits=Limits(rows=2))
+    good, bad = Call(config, "good"), Call(config, "bad")
+    good.open(engine)
+    bad.open(engine)
+    engine.expect({1: 0.1, 2: 0.15})
+    for call in (good, bad):
+        engine.submit(call.name, call.next())
+    outcomes = engine.step()
+    good.take(outcomes)
+    bad.take(outcomes)
+    # What a broken context would be: the log's latents are finite, but out of all proportion.
+    poisoned = replace(bad.log[0], latents=torch.full_like(latents_of(bad)[0], 3e38))
+    engine.rewind("bad", turn=0, tail=LogTail((poisoned,)))
+    for call in (good, bad):
+        engine.submit(call.name, call.next())
+    outcomes = engine.step()
+    (ended,) = [one for one in outcomes if isinstance(one, Ended)]
+    assert ended.session == "bad"
+    assert isinstance(ended.error, EngineFailure)
+    assert "not a number" in str(ended.error)
+    good.take(outcomes)
+    good.draw(engine, 2)
+    with pytest.raises(NotFound):
+        engine.submit("bad", bad.next())
+    own, lonely = Call(config, "good"), calls.engine(config)
+    own.open(lonely)
+    drawn = latents_of(good)
+    same(drawn, own.draw(lonely, 4))
+
+
+def test_out_of_memory_in_a_batch_ends_only_whom_it_hits_alone() -> None:
+    config = small.config()
+
+    class Short(Solo):
+        """Memory for one row, and none for "big"."""
+
+        def perform(self, command: Command[R]) -> R:
+            told: object = command
+            batch = told.batch if isinstance(told, Denoise) else ()
+            if len(batch) > 1 or any(part.session == "big" for part in batch):
+                raise torch.OutOfMemoryError("as a device would say")
+            return super().perform(command)
+
+    hands = Short(calls.worker(config, rows=3))
+    engine = calls.engine(config, hands=hands, limits=Limits(rows=3))
+    sessions = [Call(config, name) for name in ("ann", "big", "cy")]
+    for call in sessions:
+        call.open(engine)
+        engine.submit(call.name, call.next())
+    outcomes = engine.step()
+    assert {one.session: type(one) for one in outcomes} == {"ann": Drawn, "big": Ended, "cy": Drawn}
+    for call in (sessions[0], sessions[2]):
+        call.take(outcomes)
+        own, lonely = Call(config, call.name), calls.engine(config)
+        own.open(lonely)
+        same(call.draw(engine, 2), own.draw(lonely, 3)[1:])
+
+
+def test_a_session_may_leave_between_step_and_settle() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    engine.submit(call.name, call.next())
+    call.take(engine.step())
+    engine.close(call.name)
+    assert engine.settle() == []
+    engine.close(call.name)
+    assert engine.stats().sessions == 0
+    call.open(engine)
+    call.draw(engine)
+
+
+Log = tuple[PastChunk, ...]
+BROKEN_TAILS: dict[str, Callable[[Log], Log]] = {
+    "gap": lambda log: (log[0], log[2]),
+    "too short": lambda log: log[2:],
+    "no latents": lambda log: (*log[:2], replace(log[2], latents=None)),
+    "wrong shape": lambda log: (*log[:2], replace(log[2], latents=torch.zeros(4, 3, 8, 5))),
+    "not a number": lambda log: (
+        *log[:2],
+        replace(log[2], latents=torch.full((4, 3, 8, 4), torch.nan)),
+    ),
+    "no speech": lambda log: (*log[:2], replace(log[2], speech=())),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_TAILS)
+def test_tails_that_do_not_fit_are_refused(broken: str) -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    call.draw(engine, 3)
+    tail = LogTail(BROKEN_TAILS[broken](tuple(call.log)))
+    with pytest.raises(BadInput, match=r"tail\.chunks"):
+        engine.open("other", calls.avatar(config), seed=1, tail=tail)
+    with pytest.raises(BadInput, match=r"tail\.chunks"):
+        engine.rewind(call.name, turn=1, tail=tail)
+    call.draw(engine)  # refused before it cost anything
+
+
+def test_chunks_that_do_not_fit_are_refused() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    good = call.next()
+    one = good.speech[0]
+    wrong = {
+        r"chunk\.chunk": replace(good, chunk=1),
+        r"chunk\.speech: .*0 speakers": replace(good, speech=()),
+        r"speech\[0\]\.pcm: .*samples": replace(good, speech=(replace(one, pcm=one.pcm[:-1]),)),
+        r"speech\[0\]\.pcm: .*int16": replace(
+            good,
+            speech=(replace(one, pcm=one.pcm.astype("float32")),),
+        ),
+    }
+    for message, chunk in wrong.items():
+        with pytest.raises(BadInput, match=message):
+            engine.submit(call.name, chunk)
+    engine.submit(call.name, good)
+    engine.submit(call.name, replace(good, chunk=1))
+    with pytest.raises(BadInput, match="at most 2"):
+        engine.submit(call.name, replace(good, chunk=2))
+
+
+def test_a_second_session_of_a_name_and_a_bad_seed_are_refused() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    Call(config).open(engine)
+    with pytest.raises(BadInput, match=r"attach\.session"):
+        Call(config).open(engine)
+    with pytest.raises(BadInput, match=r"attach\.seed"):
+        Call(config, "other", seed=2**64).open(engine)
+
+
+def test_positions_never_run_out() -> None:
+    """Public models end at latent 1,024; chunk 400,000 here is chunk 2 with other noise."""
+    config = small.config()
+    first, second = calls.engine(config), calls.engine(config)
+    call = Call(config)
+    call.open(first)
+    call.draw(first, 3)
+    far = [replace(past, chunk=past.chunk + 400_000) for past in call.log]
+    second.open("far", calls.avatar(config), seed=calls.SEED, tail=LogTail(tuple(far)))
+    chunk = replace(call.next(), chunk=400_003)
+    second.submit("far", chunk)
+    (drawn,) = second.step()
+    assert isinstance(drawn, Drawn)
+    assert bool(drawn.latents.isfinite().all())
+    assert (drawn.latents - call.draw(first)[0]).abs().max() > 1e-3, "the noise is another"
+
+
+def test_two_thousand_chunks_in_flat_memory() -> None:
+    config = replace(small.config(adapter=small.ADAPTERS[1], text=None, clip=None), layers=1)
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    sizes = []
+    for n in range(2000):
+        engine.submit(call.name, call.next())
+        assert bool(call.take(engine.step()).isfinite().all())
+        engine.settle()
+        call.log[-1] = PastChunk(n, ())  # the log is the caller's
+        if n % 400 == 399:
+            gc.collect()
+            tensors = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+            sizes.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    assert len({tensors for tensors, _ in sizes}) == 1, sizes
+    assert sizes[-1][1] - sizes[0][1] < 16 * 1024, sizes
+
+
+def moved_error(context: ContextConfig, *, layers: int) -> float:
+    """Of the first chunk after a move, relative to its spread."""
+    config = replace(small.config(context=context), layers=layers)
+    first, second = calls.engine(config), calls.engine(config)
+    stays = Call(config)
+    stays.open(first)
+    expected = stays.draw(first, 9)[8]
+    moves = Call(config, log=stays.log[:8])
+    moves.open(second)
+    return float((moves.draw(second)[0] - expected).std() / expected.std())
+
+
+def test_a_context_that_saw_earlier_chunks_is_rebuilt_by_as_many_chunks_as_layers() -> None:
+    """Each layer carries history one chunk further, so replaying less leaves an error."""
+    one, two, three = (
+        moved_error(ContextConfig(policy="window", replay=replay), layers=3) for replay in (1, 2, 3)
+    )
+    assert one > 3 * two > 9e-6 > three
+
+
+def test_several_finished_chunks_can_be_seen() -> None:
+    context = ContextConfig(policy="window", chunks=2, replay=6)
+    positions = PositionsConfig(own=7)
+    config = small.config(context=context, positions=positions)
+    first, second = calls.engine(config), calls.engine(config)
+    stays = Call(config)
+    stays.open(first)
+    expected = stays.draw(first, 8)
+    moves = Call(config, log=stays.log[:6])
+    moves.open(second)
+    same(moves.draw(second, 2), expected[6:])
+
+
+def test_keys_kept_from_the_last_step_are_rebuilt_nearly() -> None:
+    error = moved_error(ContextConfig(policy="kept", replay=3), layers=2)
+    assert 0 < error < 0.2
+
+
+def test_capacity_is_refused_before_running_sessions_pay() -> None:
+    config, clock = small.config(), calls.Clock()
+    engine = calls.engine(config, limits=Limits(sessions=9), clock=clock)
+    period = config.spec.chunk_seconds
+    engine.expect({1: 0.4 * period})
+    Call(config, "one").open(engine)
+    Call(config, "two").open(engine)
+    with pytest.raises(NoCapacity) as refused:
+        Call(config, "three").open(engine)
+    assert refused.value.retry_after > 0
+    assert engine.stats().load == pytest.approx(0.8)
+    engine.close("one")
+    Call(config, "three").open(engine)
+
+
+def test_slots_are_limited() -> None:
+    config = small.config()
+    engine = calls.engine(config, limits=Limits(sessions=1))
+    Call(config, "one").open(engine)
+    with pytest.raises(NoCapacity):
+        Call(config, "two").open(engine)
+
+
+def test_memory_for_a_session_that_is_not_there_is_no_capacity() -> None:
+    config = small.config()
+
+    class Full(Solo):
+        def perform(self, command: Command[R]) -> R:
+            told: object = command
+            if isinstance(told, Open) and told.session == "two":
+                raise torch.OutOfMemoryError("as a device would say")
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Full(calls.worker(config)))
+    one = Call(config, "one")
+    one.open(engine)
+    with pytest.raises(NoCapacity, match="memory"):
+        Call(config, "two").open(engine)
+    assert engine.stats().sessions == 1
+    one.draw(engine)
+
+
+def test_the_most_urgent_chunk_goes_first() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    order = []
+    for name, slack in (("slow", 3.0), ("soon", 1.0), ("next", 2.0)):
+        call = Call(config, name)
+        call.open(engine)
+        engine.submit(name, call.next(slack))
+    for _ in range(3):
+        order += [one.session for one in engine.step()]
+    assert order == ["soon", "next", "slow"]
+
+
+def test_lateness_is_told_and_counted() -> None:
+    config, clock = small.config(), calls.Clock()
+    engine = calls.engine(config, clock=clock)
+    call = Call(config)
+    call.open(engine)
+    engine.submit(call.name, call.next(slack=1.0))
+    clock.now += 1.5
+    (drawn,) = engine.step()
+    assert isinstance(drawn, Drawn)
+    assert drawn.late == pytest.approx(0.5)
+    assert engine.stats().late == 1
+
+
+def test_health_sees_work_that_does_not_end() -> None:
+    config, clock = small.config(), calls.Clock()
+    seen: list[str | None] = []
+
+    class Slow(Solo):
+        def perform(self, command: Command[R]) -> R:
+            clock.now += 6
+            seen.append(engine.health(limit=5))
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Slow(calls.worker(config)), clock=clock)
+    engine.probe()
+    assert seen[0] is not None
+    assert "busy" in seen[0]
+    assert engine.health(limit=5) is None
