@@ -49,30 +49,39 @@ class Drain:
         self._cut_off_at(asyncio.get_running_loop().time())
 
     @contextmanager
-    def admitted(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Count an RPC as running; `limit`, already entered, is what will cut it off."""
+    def running(self) -> Iterator[None]:
+        """Count an RPC as running until its last status is on its way."""
         self._running += 1
         self._idle.clear()
         try:
-            with self._limited(limit, extra=0.0):
-                yield
+            yield
         finally:
             self._running -= 1
             if not self._running:
                 self._idle.set()
 
+    @contextmanager
+    def limited(self, limit: asyncio.Timeout, *, extra: float = 0.0) -> Iterator[None]:
+        """Let `limit`, already entered, expire `extra` seconds after the deadline at the latest."""
+        self._limits[limit] = extra
+        self._shorten(limit, extra)
+        try:
+            yield
+        finally:
+            del self._limits[limit]
+
     async def idle(self) -> None:
         """Wait until nothing runs any more, or what was cut off has had its time to say so."""
         with suppress(TimeoutError):
             async with asyncio.timeout(None) as limit:
-                with self._limited(limit, extra=_FAREWELL_SECONDS):
+                with self.limited(limit, extra=_FAREWELL_SECONDS):
                     await self._idle.wait()
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the deadline."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds) as limit:
-                with self._limited(limit, extra=0.0):
+                with self.limited(limit):
                     await asyncio.Event().wait()
 
     @contextmanager
@@ -98,15 +107,6 @@ class Drain:
         self._deadline = min(self._deadline, deadline)
         for limit, extra in self._limits.items():
             self._shorten(limit, extra)
-
-    @contextmanager
-    def _limited(self, limit: asyncio.Timeout, *, extra: float) -> Iterator[None]:
-        self._limits[limit] = extra
-        self._shorten(limit, extra)
-        try:
-            yield
-        finally:
-            del self._limits[limit]
 
     def _shorten(self, limit: asyncio.Timeout, extra: float) -> None:
         if math.isfinite(self._deadline) and not limit.expired():

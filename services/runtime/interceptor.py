@@ -93,7 +93,12 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 message = request if handler.request_streaming else parse(request)
                 return await _answer(behaviour(message, context), context)
 
-            return await self._run(rpc, context, body)
+            with self._drain.running():
+                if handler.response_streaming:
+                    # Sent with the first reply, they would be lost when that write is cut off:
+                    # grpc.aio would send them again with the status, and fail at it.
+                    await context.send_initial_metadata(())
+                return await self._run(rpc, context, body)
 
         # A single request is parsed within `body`, so that one which does not parse is answered.
         early = parse if handler.request_streaming else None
@@ -141,7 +146,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         limit = asyncio.timeout(self._unary_deadline if unlimited else None)
         try:
             async with limit:
-                with self._drain.admitted(limit):
+                with self._drain.limited(limit):
                     return await body()
         except TimeoutError:
             if not limit.expired():

@@ -34,6 +34,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _CHECK_SECONDS = 1.0
 _STOP_SECONDS = 10.0
+_FLUSH_SECONDS = 0.2  # for last statuses that grpc is still writing
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -125,7 +126,7 @@ class Server:
         # and gRPC's own limit lies beyond it.
         closing = asyncio.create_task(self._grpc.stop(self.drain.remaining + _STOP_SECONDS))
         await self.drain.idle()
-        await self._grpc.stop(None)  # health watches, and handlers that would not be cancelled
+        await self._grpc.stop(_FLUSH_SECONDS)  # health watches, handlers that cannot be cancelled
         await closing
         _log.info("stopped")
 

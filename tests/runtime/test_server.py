@@ -195,6 +195,29 @@ class Aware(Echo):
         yield text("hand over")
 
 
+async def read_to_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_stream_cut_off_in_its_first_reply_is_told_why() -> None:
+    writing = asyncio.Event()
+
+    class Wordy(Echo):
+        async def chat(self, requests: Texts, context: Context) -> Texts:
+            writing.set()
+            while True:  # far more than the connection buffers while nobody reads
+                yield text("word " * 100_000)
+
+    async with running(Wordy()) as there, there.channel() as channel:
+        call = EchoStub(channel).chat()
+        await call.write(text("go on"))
+        await writing.wait()
+        there.drain.end_now()
+        with pytest.raises(Unavailable, match="ending"):
+            await read_to_end(call)
+
+
 async def test_a_servicer_learns_of_a_drain_and_leaves_by_itself() -> None:
     echo = Aware()
     async with running(echo) as there, there.channel() as channel:

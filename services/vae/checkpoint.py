@@ -1,0 +1,86 @@
+"""Read and write VAE weights.
+
+Three layouts: our own directory (config.json and model.safetensors), the original
+`Wan2.1_VAE.pth` (flat names, the model's own), and the diffusers directory. Whatever does not fit
+exactly is refused with the list of what is wrong, before a tensor is used.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from services.runtime.weights import BadCheckpoint, fit
+from services.vae import diffusers_layout
+from services.vae.config import FILE, VaeConfig, wan21
+from services.vae.model import Vae
+
+_OWN = "model.safetensors"
+
+
+def load(path: Path) -> Vae:
+    """The VAE at `path`: our directory, a diffusers directory, or a `.pth` file.
+
+    Parameters keep the dtype of the file. A `.pth` file carries no config and is taken for Wan2.1.
+
+    Raises:
+        BadCheckpoint: nothing there, not readable, or names or shapes that do not fit.
+    """
+    if path.is_file():
+        return build(wan21(), _read_pickle(path), str(path))
+    theirs = path / diffusers_layout.WEIGHTS
+    if theirs.is_file():
+        config = diffusers_layout.read_config(path)
+        renamed = diffusers_layout.rename(config, _read_safetensors(theirs), str(theirs))
+        return build(config, renamed, str(theirs))
+    return build(VaeConfig.read(path), _read_safetensors(path / _OWN), str(path / _OWN))
+
+
+def save(vae: Vae, directory: Path) -> None:
+    """Write our own layout, from which `load` gives the same model again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FILE).write_text(json.dumps(vae.config.to_json(), indent=2) + "\n")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    save_file(tensors, directory / _OWN)
+
+
+def build(config: VaeConfig, tensors: Mapping[str, Tensor], source: str) -> Vae:
+    """A model of `config` that holds `tensors` (original names), ready to serve.
+
+    Raises:
+        BadCheckpoint: a name is missing or unexpected, or a shape is wrong.
+    """
+    with torch.device("meta"):
+        vae = Vae(config)
+    fit(source, found=_shapes(tensors), expected=_shapes(vae.state_dict()))
+    vae.load_state_dict(dict(tensors), assign=True)
+    vae.set_normalisation(config)
+    return vae.eval().requires_grad_(False)
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise BadCheckpoint(str(path), why=f"cannot be read ({error})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise BadCheckpoint(str(path), why="expected a flat mapping of names to tensors")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadCheckpoint(str(path), why=f"cannot be read ({error})") from error
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

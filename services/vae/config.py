@@ -1,0 +1,223 @@
+"""What shape a VAE has: every width, depth and stride, read strictly from `config.json`.
+
+Owned by the checkpoint. The model is built from this alone, and so are its reach back in time, the
+memory of a session and the cost of a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from services.runtime.weights import BadCheckpoint
+
+FILE = "config.json"
+
+# Normalisation of the Wan2.1 latents, from the public repository (`wan/modules/vae.py`).
+_WAN_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+_WAN_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TowerConfig:
+    """One half of the VAE: a row of stages with a resampling between each two.
+
+    Stages are listed in the order in which the picture passes them: from pixels to latents in the
+    encoder, from latents to pixels in the decoder.
+    """
+
+    widths: tuple[int, ...]  # channels that each stage puts out
+    blocks: int  # residual blocks per stage
+    taps: tuple[int, ...]  # frames that the convolutions of each stage see: 3, or 1 for none past
+    temporal: tuple[bool, ...]  # per resampling: whether it halves (doubles) time as well
+    middle_taps: int  # like `taps`, for the middle and the convolution beside the latent
+    attention: bool  # whether the middle attends within each frame
+
+    def __post_init__(self) -> None:
+        stages = len(self.widths)
+        _require(stages >= 1, "widths", self.widths, "at least one stage")
+        _require(min(self.widths) >= 1, "widths", self.widths, "positive widths")
+        _require(self.blocks >= 1, "blocks", self.blocks, "at least 1")
+        _require(len(self.taps) == stages, "taps", self.taps, f"one number per stage ({stages})")
+        _require(
+            len(self.temporal) == stages - 1,
+            "temporal",
+            self.temporal,
+            f"one per resampling ({stages - 1})",
+        )
+        for taps in (*self.taps, self.middle_taps):
+            _require(taps in (1, 3), "taps", taps, "1 or 3")
+
+
+@dataclass(frozen=True, slots=True)
+class VaeConfig:
+    """The whole VAE.
+
+    Raises:
+        ValueError: the numbers contradict each other; the message names the field.
+    """
+
+    encoder: TowerConfig
+    decoder: TowerConfig
+    latent_mean: tuple[float, ...]  # per latent channel; model latents are (z - mean) / std
+    latent_std: tuple[float, ...]
+    patch: int = 1  # pixels per side folded into channels before the encoder, after the decoder
+    norm_groups: int = 0  # 0: RMS norm over channels; else group norm within each frame
+
+    def __post_init__(self) -> None:
+        channels = len(self.latent_mean)
+        _require(channels >= 1, "latent_mean", self.latent_mean, "at least one channel")
+        _require(
+            len(self.latent_std) == channels and min(self.latent_std) > 0,
+            "latent_std",
+            self.latent_std,
+            f"{channels} positive numbers, one per latent channel",
+        )
+        _require(self.patch >= 1, "patch", self.patch, "at least 1")
+        _require(self.norm_groups >= 0, "norm_groups", self.norm_groups, "0 or more")
+        _require(
+            self.decoder.temporal == self.encoder.temporal[::-1],
+            "decoder.temporal",
+            self.decoder.temporal,
+            "the encoder's in reverse order",
+        )
+        for width in self.decoder.widths[:-1]:
+            _require(width % 2 == 0, "decoder.widths", width, "even widths before a resampling")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.norm_groups == 0:
+            return
+        halves = [width // 2 for width in self.decoder.widths[:-1]]
+        for width in (*self.encoder.widths, *self.decoder.widths, *halves):
+            _require(
+                width % self.norm_groups == 0,
+                "norm_groups",
+                self.norm_groups,
+                f"a divisor of every width and of half of it after an upsampling (not of {width})",
+            )
+
+    @property
+    def latent_channels(self) -> int:
+        return len(self.latent_mean)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent, along each side."""
+        return int(self.patch * 2 ** len(self.decoder.temporal))
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames that every latent but the first decodes to; the first is one frame."""
+        return int(2 ** sum(self.decoder.temporal))
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the latent of a picture.
+
+        Raises:
+            ValueError: a side is not a multiple of `spatial_stride`.
+        """
+        stride = self.spatial_stride
+        _require(height > 0 and height % stride == 0, "height", height, f"a multiple of {stride}")
+        _require(width > 0 and width % stride == 0, "width", width, f"a multiple of {stride}")
+        return height // stride, width // stride
+
+    @classmethod
+    def read(cls, directory: Path) -> VaeConfig:
+        """The config beside a checkpoint's weights.
+
+        Raises:
+            BadCheckpoint: no such file, not JSON, unknown or missing fields, or contradictions.
+        """
+        path = directory / FILE
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise BadCheckpoint(str(path), why=str(error)) from error
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> VaeConfig:
+        _same_fields("config", tree, cls)
+        values = {name: _tuples(value) for name, value in tree.items()}
+        for half in ("encoder", "decoder"):
+            _same_fields(half, tree[half], TowerConfig)
+            values[half] = TowerConfig(**{k: _tuples(v) for k, v in tree[half].items()})
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def wan21() -> VaeConfig:
+    """Wan2.1: 8 x 8 pixels and 4 frames per latent, 16 channels."""
+    return VaeConfig(
+        encoder=TowerConfig(
+            widths=(96, 192, 384, 384),
+            blocks=2,
+            taps=(3, 3, 3, 3),
+            temporal=(False, True, True),
+            middle_taps=3,
+            attention=True,
+        ),
+        decoder=TowerConfig(
+            widths=(384, 384, 192, 96),
+            blocks=3,
+            taps=(3, 3, 3, 3),
+            temporal=(True, True, False),
+            middle_taps=3,
+            attention=True,
+        ),
+        latent_mean=_WAN_MEAN,
+        latent_std=_WAN_STD,
+    )
+
+
+def tiny() -> VaeConfig:
+    """A size that two CPU cores decode in real time beside a small transformer (docs/vae.md)."""
+    return VaeConfig(
+        encoder=TowerConfig(
+            widths=(32, 64, 128),
+            blocks=1,
+            taps=(1, 3, 3),
+            temporal=(True, True),
+            middle_taps=3,
+            attention=False,
+        ),
+        decoder=TowerConfig(
+            widths=(128, 96, 64),
+            blocks=1,
+            taps=(3, 3, 1),
+            temporal=(True, True),
+            middle_taps=3,
+            attention=False,
+        ),
+        latent_mean=(0.0,) * 16,
+        latent_std=(1.0,) * 16,
+        patch=2,
+        norm_groups=8,
+    )
+
+
+def _require(holds: bool, field: str, got: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{field}: expected {expected}, got {got}")
+
+
+def _same_fields(where: str, tree: object, cls: type) -> None:
+    names = {field.name for field in fields(cls)}
+    if not isinstance(tree, Mapping) or set(tree) != names:
+        got = sorted(tree) if isinstance(tree, Mapping) else tree
+        raise ValueError(f"{where}: expected exactly the fields {sorted(names)}, got {got}")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

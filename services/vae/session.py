@@ -1,0 +1,116 @@
+"""What the engine knows of one stream: its decoder state, what waits, and what comes next.
+
+A session is a cache over the caller's log: it can be rebuilt from the anchor and the last latents
+anywhere, at any time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from services.accelerator.copies import PendingCopy
+from services.vae.pixels import Pixels
+from services.vae.state import State
+from talkingmachines.errors import BadInput, EngineFailure
+from talkingmachines.spec import StreamSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a stream is taken up, at its beginning or anywhere within it."""
+
+    spec: StreamSpec
+    pixels: Pixels
+    anchor: Tensor  # [Z, 1, h, w], the latent of the reference picture
+    tail: Tensor  # [Z, K, h, w], the latest latents before `next_chunk`; K = 0 at the beginning
+    next_chunk: int  # the number of the chunk that will be submitted first
+    deadline: float  # seconds on the engine's clock, when the state should be ready
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    number: int
+    latents: Tensor  # [Z, latents_per_chunk, h, w]
+    deadline: float  # seconds on the engine's clock, when the frames should be ready
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Make the state anew from the anchor and a tail of the log."""
+
+    tail: Tensor
+    deadline: float
+
+
+Work = Chunk | Rebuild
+
+
+@dataclass(slots=True)
+class Session:
+    name: str
+    spec: StreamSpec
+    pixels: Pixels
+    anchor: Tensor
+    next_chunk: int
+    state: State = field(default_factory=State)
+    queue: deque[Work] = field(default_factory=deque)
+
+    @property
+    def deadline(self) -> float:
+        """When the most urgent of what waits is due."""
+        return min(work.deadline for work in self.queue)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A chunk's frames in host memory."""
+
+    session: str
+    chunk: int
+    first_frame: int  # on the media clock, which counts from chunk 0
+    frames: Tensor  # uint8, laid out as the session's `Pixels` say
+    late: bool  # ready only after the deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A session that ended by itself. The others do not know."""
+
+    session: str
+    error: EngineFailure
+
+
+Event = Decoded | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """One pass whose frames are on their way to the host."""
+
+    batch: list[tuple[Session, Chunk]]
+    frames: list[PendingCopy]  # one per session of the batch
+    finite: PendingCopy  # [B] bool: whether a session's frames are numbers
+    started: float  # seconds on the engine's clock
+
+    def ready(self) -> bool:
+        return self.finite.ready()  # sent last
+
+
+def check_latents(name: str, latents: Tensor, expected: tuple[int | None, ...]) -> None:
+    """Refuse latents of another shape than `expected` (None: any), or that are not numbers.
+
+    Raises:
+        BadInput: names `name`, what came and what is expected.
+    """
+    fits = latents.dim() == len(expected) and all(
+        want is None or got == want for got, want in zip(latents.shape, expected, strict=True)
+    )
+    if not fits or not latents.is_floating_point():
+        shape = "x".join("any" if side is None else str(side) for side in expected)
+        got = f"{'x'.join(map(str, latents.shape))} {latents.dtype}"
+        raise BadInput(name, got=got, expected=f"floating-point latents of shape {shape}")
+    if not latents.isfinite().all():
+        raise BadInput(name, got="infinite or undefined values", expected="finite latents")
