@@ -70,12 +70,13 @@ def read_into(tmp_path: Path) -> Callable[[Voice, float], VoicePack]:
     return reading
 
 
-@pytest.fixture
-def corpus(tmp_path: Path, read_into: Callable[[Voice, float], VoicePack]) -> Corpus:
-    """Two voices to train on and one to test."""
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Two voices, some of whose lines are for testing. Not to be added to."""
+    folder = tmp_path_factory.mktemp("speech")
     for voice in (tones("low"), tones("high", pitch=210)):
-        read_into(voice, 8)
-    return Corpus.open(tmp_path)
+        read(voice, VoicePack(folder, voice.name), quota=8, align=align)
+    return Corpus.open(folder)
 
 
 def _is_vowel(phone: Phone) -> bool:

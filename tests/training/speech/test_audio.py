@@ -1,3 +1,5 @@
+"""Resampling and compression keep speech where it was."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -12,7 +12,7 @@ import pytest
 from tests.training.speech.conftest import Tones, align, syllables, tones
 from training.data.speech.audio import RATE
 from training.data.speech.build import plan, read, trimmed
-from training.data.speech.corpus import Corpus, Dropped, VoicePack
+from training.data.speech.corpus import BeingWritten, Corpus, Dropped, VoicePack, only_writer
 from training.data.speech.phones import Phone, length
 from training.data.speech.split import Split
 from training.data.speech.voices import Voice, roster
@@ -66,16 +66,24 @@ def test_what_a_crash_left_behind_is_mended(tmp_path: Path, torn: str) -> None:
     assert np.abs(after.sound(after.utterances[-1])).max() > 0.1
 
 
+def test_one_process_at_a_time_adds_to_a_voice(tmp_path: Path) -> None:
+    slt, rms, again = (only_writer(tmp_path, name) for name in ("slt", "rms", "slt"))
+    with slt, rms, pytest.raises(BeingWritten, match="slt"), again:
+        pass
+    with only_writer(tmp_path, "slt"):
+        pass
+
+
 def test_lines_that_fail_are_noted_and_not_tried_again(tmp_path: Path) -> None:
     engine = Tones(dumb="!")
     voice = replace(tones(), open=lambda: engine)
-    read(voice, VoicePack(tmp_path, "tones"), quota=60, align=align)
+    read(voice, VoicePack(tmp_path, "tones"), quota=25, align=align)
     pack = VoicePack(tmp_path, "tones")
     reasons = [row.dropped for row in pack.rows if isinstance(row, Dropped)]
     assert any("questions" in reason for reason in reasons)
     assert any("!" in reason for reason in reasons)
     spoken = engine.spoken
-    read(voice, pack, quota=60, align=align)
+    read(voice, pack, quota=25, align=align)
     assert engine.spoken == spoken
 
 

@@ -1,3 +1,5 @@
+"""Crops are their seed, and keep mouth and sound together."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -7,6 +7,7 @@ and that the aligner's times are right, for errors of these labels become lips t
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,23 @@ def test_what_does_not_fit_is_refused_and_the_aligner_goes_on(aligner: Aligner) 
 def test_missing_tools_are_named() -> None:
     with pytest.raises(MissingTool, match="apt-get install nothing-such"):
         program("nothing-such", package="nothing-such")
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    """Found out in a worker process, said by the command in one line."""
+    command = [sys.executable, "-m", "training.data.speech", "--out", str(tmp_path)]
+    ended = subprocess.run(
+        [*command, "--voices", "slt", "--hours", "0.001"],
+        env={"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].split(":")[0] in (
+        "flite is not installed",
+        "pocketsphinx is not installed",
+    )
 
 
 def test_wav_files_of_any_rate_come_at_ours(tmp_path: Path) -> None:

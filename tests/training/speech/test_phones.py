@@ -1,3 +1,5 @@
+"""Phone tracks survive being written down."""
+
 from __future__ import annotations
 
 import pytest

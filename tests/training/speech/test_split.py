@@ -1,3 +1,5 @@
+"""What is for testing stays out of training, by type and by record."""
+
 from __future__ import annotations
 
 import pytest

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from training.data.speech.build import build
+from training.data.speech.corpus import BeingWritten
 from training.data.speech.speech_engine import MissingTool
 from training.data.speech.voices import roster
 
@@ -26,8 +27,8 @@ def main() -> None:
                 f" {tally.dropped:3} dropped",
                 flush=True,
             )
-    except MissingTool as missing:
-        sys.exit(str(missing))
+    except (MissingTool, BeingWritten) as reason:
+        sys.exit(str(reason))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from training.data.speech.audio import RATE, Pcm
 from training.data.speech.phones import FRAMES_PER_SECOND, PHONES, SILENCE, Phone, PhoneTrack
 from training.data.speech.script import words
-from training.data.speech.speech_engine import MissingTool
+from training.data.speech.speech_engine import missing_package
 
 _HOP = RATE // FRAMES_PER_SECOND
 # The decoder loses an utterance's first and last phones where there is no silence around them.
@@ -80,8 +80,7 @@ def _decoder() -> Any:
     try:
         import pocketsphinx
     except ImportError:
-        install = "pip install talkingmachines[training]"
-        raise MissingTool("pocketsphinx", install=install) from None
+        raise missing_package("pocketsphinx") from None
     # The best path through its word lattice can give a word less time than its phones need, which
     # fails the second pass or ends the process (cmusphinx/pocketsphinx #318, #500).
     return pocketsphinx.Decoder(lm=None, loglevel="FATAL", bestpath=False)

@@ -17,7 +17,7 @@ import numpy as np
 
 from training.data.speech.align import Aligner, Unalignable
 from training.data.speech.audio import RATE, Pcm
-from training.data.speech.corpus import Utterance, VoicePack
+from training.data.speech.corpus import Utterance, VoicePack, only_writer
 from training.data.speech.phones import FRAMES_PER_SECOND, SILENCE, Phone, PhoneTrack, written
 from training.data.speech.script import Line, read_script
 from training.data.speech.speech_engine import SpeechEngine, Unspeakable
@@ -92,7 +92,8 @@ def plan(voice: Voice) -> list[Line]:
 
 def _read_in_process(out: Path, name: str, quota: float) -> Tally:
     voice = next(voice for voice in roster() if voice.name == name)
-    return read(voice, VoicePack(out, name), quota=quota, align=Aligner().align)
+    with only_writer(out, name):
+        return read(voice, VoicePack(out, name), quota=quota, align=Aligner().align)
 
 
 def _read_line(

@@ -9,8 +9,10 @@ which the next run cuts off. Mouth controls are not stored: they follow from sou
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -56,7 +58,7 @@ Row = Utterance | Dropped
 
 
 class VoicePack:
-    """One voice's pack and index, open for adding. One writer at a time."""
+    """One voice's pack and index, open for adding by one process: see `only_writer`."""
 
     def __init__(self, folder: Path, voice: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,26 @@ class VoicePack:
         self.rows.append(row)
         with self._index.open("a", encoding="utf-8") as index:
             index.write(_line(row))
+
+
+class BeingWritten(RuntimeError):
+    """Another process adds to this voice."""
+
+
+@contextmanager
+def only_writer(folder: Path, voice: str) -> Iterator[None]:
+    """Hold the right to add to a voice; it falls back when the process ends, however it ends.
+
+    Raises:
+        BeingWritten: another holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{voice}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BeingWritten(f"another process adds to {voice} in {folder}") from None
+        yield
 
 
 class Corpus:

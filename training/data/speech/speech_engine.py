@@ -13,10 +13,7 @@ from training.data.speech.audio import Pcm
 
 
 class MissingTool(RuntimeError):
-    """A program or package that is needed to make speech is not installed."""
-
-    def __init__(self, tool: str, *, install: str) -> None:
-        super().__init__(f"{tool} is not installed: {install}")
+    """A program or package that is needed to make speech is not installed: which, and the cure."""
 
 
 class SpeechEngine(Protocol):
@@ -44,5 +41,10 @@ def program(name: str, *, package: str) -> str:
     """
     path = shutil.which(name)
     if path is None:
-        raise MissingTool(name, install=f"apt-get install {package}")
+        raise MissingTool(f"{name} is not installed: apt-get install {package}")
     return path
+
+
+def missing_package(name: str) -> MissingTool:
+    """What to raise for a Python package that cannot be imported."""
+    return MissingTool(f"{name} is not installed: pip install talkingmachines[training]")

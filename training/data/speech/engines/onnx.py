@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.data.speech.speech_engine import MissingTool
+from training.data.speech.speech_engine import missing_package
 
 
 def open_graph(path: Path) -> Any:
@@ -17,7 +17,7 @@ def open_graph(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise MissingTool("onnxruntime", install="pip install talkingmachines[training]") from None
+        raise missing_package("onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

