@@ -161,6 +161,7 @@ class FlowLoss:
     mouth: float = 4.0  # weight of the mouth's latents
     deaf: float = 0.0  # share of rows without speech, for guidance
     blind: float = 0.0  # share of rows without reference picture
+    anywhere: float = 0.3  # share of rows that are not told where the face is
     context_noise: float = 0.2  # highest level of a context's noise
     context_noised: float = 0.8  # share of contexts that have any
     context_offset: float = 0.3  # of its level: a constant error per channel, as streams grow

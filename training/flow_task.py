@@ -7,6 +7,7 @@ and what is dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +84,7 @@ class FlowTask:
         loss, own = self._loss, draw.device
         clean, level = clips.latents.float(), levels(loss, self._rows, own)
         noise = torch.randn(clean.shape, generator=own, device=own.device)
+        clips = unplaced(clips, some(loss.anywhere, self._rows, own))
         through = float(torch.rand((), generator=draw.host)) < loss.context_gradient
         with autocast(self.device):
             given = conditions(
@@ -107,6 +109,11 @@ class FlowTask:
         reader, weight = self._reader
         sync = read_loss(reader, believed, clips)
         return flow + weight * sync, {**numbers, "sync": sync.detach()}
+
+
+def unplaced(clips: LatentClips, rows: Tensor) -> LatentClips:
+    """`clips` with the whole picture for a face in some rows, bool [B]: not everybody says more."""
+    return replace(clips, faces=torch.where(rows[:, None], 1.0, clips.faces))
 
 
 def read_loss(reader: LatentReader, believed: Tensor, clips: LatentClips) -> Tensor:
