@@ -1,7 +1,7 @@
 """Grade models: one table, one sheet of pictures, one command.
 
-    python -m training.evaluate --model NAME=DIR --vae DIR --speech DIR --judge judge.safetensors
-                                --out DIR [--steps 1 2 4] [--teacher DIR] [--minutes 10]
+    python -m training.evaluate --model NAME=DIR --vae DIR --speech DIR --judge FILE
+        --out DIR [--steps 1 2 4] [--teacher DIR] [--minutes 10] [--films DIR]
 
 Unseen characters say unseen lines in unseen voices. Mouths are read out of the pictures by a judge
 that learned from renderer frames alone and that no model was trained with; `mediapipe_judge.sh`
@@ -38,6 +38,7 @@ from training.measure import psnr
 from training.mouth_reader import PixelReader, lips_apart, mouth_crop
 from training.sheet import grid, write_png
 from training.speaker import CorpusSpeaker
+from training.stream import Mp4
 
 _SHOWN = 10  # frames per row of the sheet
 
@@ -189,7 +190,8 @@ def main() -> None:
         speech, characters=asked.characters, seconds=asked.seconds, minutes=asked.minutes
     )
     show = moments(set_["speech"])
-    answers = [graded(one, set_, judge, show) for one in candidates(asked)]
+    answering = candidates(asked)
+    answers = [graded(one, set_, judge, show) for one in answering]
     rows = [grades for grades, _ in answers]
     asked.out.mkdir(parents=True, exist_ok=True)
     write_png(
@@ -198,6 +200,26 @@ def main() -> None:
     (asked.out / "evaluation.md").write_text(table(rows) + "\n")
     (asked.out / "evaluation.json").write_text(json.dumps([asdict(row) for row in rows], indent=2))
     sys.stdout.write(table(rows) + "\n")
+    if asked.films is not None:
+        asked.films.mkdir(parents=True, exist_ok=True)
+        truth = lips_apart(set_["speech"].controls).tolist()
+        (asked.films / "truth.json").write_text(json.dumps(truth))
+        for one in answering:
+            film(one, set_["speech"], asked.films)
+
+
+def film(candidate: Candidate, question: Question, folder: Path) -> None:
+    """Write the answer as NAME-0.mp4, NAME-1.mp4, ..., for people and for the second judge."""
+    name = candidate.name.replace(" ", "-").replace(",", "")
+    spec, rows = candidate.flow.config.spec, range(len(question.speech))
+    films = [Mp4(folder / f"{name}-{row}.mp4", spec) for row in rows]
+    for chunk in answer(candidate, question):
+        frames = ((chunk.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        for row in rows:
+            films[row].show(frames[row].permute(0, 2, 3, 1).contiguous())
+    heard = question.speech[:, question.geometry.run_in :].numpy()
+    for row in rows:
+        films[row].close(heard[row])
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -218,6 +240,7 @@ def _arguments() -> argparse.Namespace:
     add("--judge", type=Path, required=True, help="weights of the judge, from training.reading")
     add("--out", type=Path, required=True)
     add("--teacher", type=Path, help="folder of a teacher: 12 steps with guidance")
+    add("--films", type=Path, help="also write every answer as a film, into this folder")
     add("--steps", type=int, nargs="*", default=[], help="also with so many steps")
     add("--characters", type=int, default=6)
     add("--seconds", type=float, default=20.0, help="of speech per character (%(default)s)")

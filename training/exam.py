@@ -29,7 +29,7 @@ from training.data.faces.split import Split, identity_seed
 from training.data.faces.truth import Truth
 from training.distil import Origin
 from training.flow import Flow, conditions
-from training.footage import Geometry, Speaker
+from training.footage import Geometry, Speaker, is_heard
 from training.latents import LatentClips
 from training.rollout import Rollout, noises
 from training.vae import autocast, signed
@@ -177,7 +177,7 @@ def _heard(candidate: Candidate, question: Question, anchor: Tensor) -> Iterator
             latents=empty,
             anchor=anchor,
             embeddings=embeddings[:, None].to(candidate.device),
-            heard=(speaks[None] >= question.begins[:, None])[:, None].to(candidate.device),
+            heard=is_heard(speaks, question.begins[:, None])[:, None].to(candidate.device),
             controls=question.controls[:, :0].to(candidate.device),
             mouth=torch.ones_like(empty[:, :, 0]),
             faces=faces.to(candidate.device),

@@ -34,6 +34,14 @@ class Said:
     begins: Tensor  # int64 []: before this chunk nobody is heard, whatever the speech holds
 
 
+def is_heard(chunk: Tensor, begins: Tensor) -> Tensor:
+    """Whether somebody is heard in a chunk of a clip, counted from its first; broadcasts.
+
+    A turn that begins with chunk 0 had begun before the clip did.
+    """
+    return (chunk >= begins) | (begins == 0)
+
+
 class Speaker(Protocol):
     """Gives clips their speech."""
 
@@ -59,9 +67,13 @@ class Geometry:
         return self.frames // self.frames_per_chunk
 
     @property
+    def samples_per_chunk(self) -> int:
+        return self.frames_per_chunk * self.rate // self.fps
+
+    @property
     def run_in(self) -> int:
         """Samples heard before the first frame."""
-        return self.chunks_before * self.frames_per_chunk * self.rate // self.fps
+        return self.chunks_before * self.samples_per_chunk
 
     @property
     def samples(self) -> int:

@@ -23,7 +23,7 @@ from services.score.frontend.track import SpeechTrack
 from services.vae.model import Vae
 from services.vae.state import State
 from training.data.faces.truth import mouth_weights
-from training.footage import Footage, Geometry
+from training.footage import Footage, Geometry, is_heard
 from training.rows import joined, picked
 from training.vae import autocast, signed
 
@@ -89,7 +89,7 @@ class Encoder:
         track = SpeechTrack(self._front_end, self._hearing)
         track.hear(clip.speech[0].cpu().numpy())
         heard = [track.embeddings(before + chunk) for chunk in range(chunks)]
-        speaks = torch.arange(-before, chunks) >= clip.begins[0].cpu()
+        speaks = is_heard(torch.arange(-before, chunks), clip.begins[0].cpu())
         known = speaks.repeat_interleave(self._hearing.per_chunk)
         audible = []
         for chunk in range(chunks):

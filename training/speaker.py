@@ -39,9 +39,12 @@ class CorpusSpeaker(Generic[Use]):
         begins = self._begins(draw, talks=bool(crop.controls[:, 0].max() > 0.05))
         frame = np.arange(geometry.frames)
         share = ((frame - begins * geometry.frames_per_chunk) / _EASE).clip(0, 1)[:, None]
-        pcm = torch.from_numpy((crop.pcm * 32767).astype(np.int16))
+        pcm = (crop.pcm * 32767).astype(np.int16)
+        if begins:
+            # Who listens is silent to the model: serving hears nothing of such chunks.
+            pcm[: geometry.run_in + begins * geometry.samples_per_chunk] = 0
         return Said(
-            speech=pcm,
+            speech=torch.from_numpy(pcm),
             controls=torch.from_numpy((REST + share * (controls - REST)).astype(np.float32)),
             speaking=torch.from_numpy((share[:, 0] > 0).astype(np.float32)),
             begins=torch.tensor(begins),
