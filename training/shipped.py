@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.score.config import DitConfig, LatentConfig
+from services.score.config import DitConfig, LatentConfig, PositionsConfig
 from services.score.presets import preset
 from services.vae.config import TowerConfig, VaeConfig
 
@@ -42,9 +42,27 @@ def shipped_vae() -> VaeConfig:
     )
 
 
-def shipped_dit(vae: VaeConfig) -> DitConfig:
-    """The small transformer over `vae`: 64 tokens per latent frame at 256 x 256 pixels."""
+def shipped_dit(
+    vae: VaeConfig, *, latents_per_chunk: int = 3, anchor_channels: bool = True
+) -> DitConfig:
+    """The small transformer over `vae`: 64 tokens per latent frame at 256 x 256 pixels.
+
+    With the front end's own 80 ms, two embeddings after a chunk make 160 ms of look-ahead.
+
+    Args:
+        latents_per_chunk: another number is an ablation.
+        anchor_channels: without them, an ablation, the reference picture is only attended to.
+    """
+    small = preset("tiny")
+    assert small.audio is not None
     stride = (vae.frames_per_latent, vae.spatial_stride, vae.spatial_stride)
     return replace(
-        preset("tiny"), layers=8, latent=LatentConfig(channels=vae.latent_channels, stride=stride)
+        small,
+        layers=8,
+        latent=LatentConfig(channels=vae.latent_channels, stride=stride),
+        audio=replace(small.audio, after=2),
+        stream=replace(small.stream, latents_per_chunk=latents_per_chunk),
+        positions=PositionsConfig(own=1 + latents_per_chunk),
+        anchor=small.anchor if anchor_channels else None,
+        prediction="clean" if anchor_channels else "velocity",
     )

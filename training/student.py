@@ -70,7 +70,7 @@ def dmd(asked: argparse.Namespace, start: Dit, supply: Supply) -> Task:
         start,
         opened(asked.teacher, asked.device),
         origin(asked),
-        Distillation(),
+        Distillation(own_from=asked.own_contexts[0], own_to=asked.own_contexts[1]),
         _DISTILLING,
         supply=supply,
         rows=asked.rows,
@@ -85,7 +85,12 @@ def origin(asked: argparse.Namespace) -> Origin:
 def beginning(asked: argparse.Namespace) -> Dit:
     """The model of the stage before, or a fresh one."""
     if asked.start is None:
-        return initialised(Dit(shipped_dit(VaeConfig.read(asked.vae))))
+        config = shipped_dit(
+            VaeConfig.read(asked.vae),
+            latents_per_chunk=asked.latents_per_chunk,
+            anchor_channels=not asked.without_anchor_channels,
+        )
+        return initialised(Dit(config))
     return opened(asked.start, asked.device)
 
 
@@ -104,6 +109,17 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="folder of the teacher")
     parser.add_argument("--reader", type=Path, help="a reader of latents that pulls at the mouth")
     parser.add_argument("--reader-weight", type=float, default=2.0)
+    ablations = parser.add_argument_group("ablations")
+    ablations.add_argument("--latents-per-chunk", type=int, default=3, help="of a fresh student")
+    ablations.add_argument("--without-anchor-channels", action="store_true")
+    ablations.add_argument(
+        "--own-contexts",
+        type=float,
+        nargs=2,
+        default=(0.2, 0.8),
+        metavar=("FIRST", "LAST"),
+        help="share of contexts in DMD that are the student's own; 0 0 is no self-rollout",
+    )
     asked = parser.parse_args()
     if asked.stage != "flow" and (asked.start is None or asked.teacher is None):
         parser.error(f"{asked.stage} needs --start and --teacher")

@@ -70,7 +70,7 @@ def supply(
     sources: Sources, config: DitConfig, *, pool: int, block: int, period: int, held_out: int
 ) -> Supply:
     """Open everything. Clips are made when they are first wanted."""
-    geometry = Geometry()
+    geometry = Geometry(frames_per_chunk=config.spec.frames_per_chunk)
     corpus = Corpus.open(sources.speech)
     vae, front_end = checkpoint.load(sources.vae), speech_encoder(sources.front_end, config)
     encoder = Encoder(vae, front_end, config, geometry, sources.device)

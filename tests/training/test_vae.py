@@ -98,6 +98,13 @@ def test_it_learns_resumes_and_leaves_what_serving_reads(tmp_path: Path) -> None
     assert float(latents.square().mean()) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize("latents", [1, 2, 6])
+def test_ablations_are_models_too(latents: int) -> None:
+    config = shipped_dit(shipped_vae(), latents_per_chunk=latents, anchor_channels=False)
+    assert config.spec.frames_per_chunk == 4 * latents
+    assert config.in_channels == config.latent.channels
+
+
 def test_the_shipped_sizes() -> None:
     with torch.device("meta"):
         vae = Vae(shipped_vae())
