@@ -151,6 +151,32 @@ class Flow:
         return rearrange(out, "b c (k f) h w -> b k c f h w", k=chunks)
 
 
+class Believer(nn.Module):
+    """A flow whose whole pass, conditions and all, is one call: what is spread over devices."""
+
+    def __init__(self, dit: Dit, sight: Sight) -> None:
+        super().__init__()
+        self.dit = dit
+        self._sight: Sight = sight
+
+    def forward(
+        self,
+        noisy: Tensor,
+        level: Tensor,
+        clips: LatentClips,
+        *,
+        context: Tensor,
+        context_gradient: bool = True,
+        deaf: Tensor | None = None,
+        blind: Tensor | None = None,
+    ) -> Tensor:
+        """As `Flow.believed`, with the conditions of `clips`."""
+        given = conditions(self.dit, clips, deaf=deaf, blind=blind)
+        return Flow(self.dit, self._sight).believed(
+            noisy, level, given, context=context, context_gradient=context_gradient
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class FlowLoss:
     """How a batch is noised and what counts."""

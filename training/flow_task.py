@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from services.score.denoise import noised
 from services.score.model import Dit
 from training import losses
 from training.flow import (
+    Believer,
     Flow,
     FlowLoss,
     Sight,
-    conditions,
     disturbed,
     levels,
     mouth_weight,
@@ -51,13 +51,11 @@ class FlowTask:
         device: torch.device,
         reader: tuple[LatentReader, float] | None = None,
     ) -> None:
-        self.device, self.learner = device, Learner(dit.to(device), recipe)
+        self.dit, self.device = dit.to(device), device
+        self._believer = Believer(self.dit, sight)
+        self.learner = Learner(self._believer, recipe)
         self._flow, self._loss, self._supply, self._rows = Flow(dit, sight), loss, supply, rows
         self._reader = reader
-
-    @property
-    def dit(self) -> Dit:
-        return cast(Dit, self.learner.model)
 
     def step(self, draw: Draw, progress: float) -> Mapping[str, Tensor]:
         clips = self._supply.pool.batch(self.learner.steps, self._rows, draw.host)
@@ -87,18 +85,14 @@ class FlowTask:
         clips = unplaced(clips, some(loss.anywhere, self._rows, own))
         through = float(torch.rand((), generator=draw.host)) < loss.context_gradient
         with autocast(self.device):
-            given = conditions(
-                self.dit,
-                clips,
-                deaf=some(loss.deaf, self._rows, own),
-                blind=some(loss.blind, self._rows, own),
-            )
-            believed = self._flow.believed(
+            believed = self._believer(
                 noised(clean, noise, losses.per_row(level, clean)),
                 level,
-                given,
+                clips,
                 context=disturbed(loss, clean, own),
                 context_gradient=through,
+                deaf=some(loss.deaf, self._rows, own),
+                blind=some(loss.blind, self._rows, own),
             )
         flow = losses.flow(
             believed, clean, level, weight=mouth_weight(loss, clips), floor=loss.floor
