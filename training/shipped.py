@@ -38,7 +38,7 @@ def shipped_vae() -> VaeConfig:
         latent_mean=(0.0,) * 48,
         latent_std=(1.0,) * 48,
         patch=2,
-        norm_groups=8,
+        norm_groups=2,
     )
 
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.vae import checkpoint
 from services.vae.config import VaeConfig
-from services.vae.layers import CausalConv
 from services.vae.model import Vae
 from services.vae.state import State
 from training import losses, measure
 from training.babble import Babble
+from training.beginning import begun
 from training.data.faces.split import Split
 from training.data.faces.truth import mouth_weights
 from training.footage import Footage, Geometry, Studio
@@ -56,30 +56,6 @@ class VaeTraining:
     held_out: int = 12  # clips of unseen characters that judge
 
 
-@torch.no_grad()
-def inflate(vae: Vae) -> Vae:
-    """Take the past from every convolution: the model draws each frame by itself.
-
-    Halving time averages two frames and doubling repeats one, so a still clip is a picture.
-    """
-    for module in vae.modules():
-        if isinstance(module, CausalConv) and module.reach:
-            module.weight[:, :, :-1] = 0
-    for name, module in vae.named_modules():
-        if not name.endswith("time_conv"):
-            continue
-        conv = cast(nn.Conv3d, module)
-        channels = conv.in_channels
-        same = torch.eye(channels).repeat(conv.out_channels // channels, 1)
-        conv.weight.zero_()
-        assert conv.bias is not None
-        conv.bias.zero_()
-        taps = slice(1, 3) if conv.stride[0] == 2 else slice(2, 3)
-        share = same / (taps.stop - taps.start)
-        conv.weight[:, :, taps, 0, 0] = share[:, :, None].expand(-1, -1, taps.stop - taps.start)
-    return vae
-
-
 @dataclass(frozen=True, slots=True)
 class Crops:
     """Frames in -1..1 [B, 3, T, h, w] and how much each pixel matters [B, 1, T, h, w]."""
@@ -102,7 +78,7 @@ class VaeTask:
     ) -> None:
         torch.manual_seed(0)
         self.device, self._training, self._geometry = device, training, geometry
-        self.learner = Learner(laid_out(inflate(Vae(config)).to(device)), recipe)
+        self.learner = Learner(laid_out(begun(Vae(config)).to(device)), recipe)
         speaker = Babble(geometry)
         studio = Studio(speaker, geometry, Split.TRAIN, device)
         self._pool = Pool(
@@ -256,7 +232,7 @@ def main() -> None:
     task = VaeTask(
         shipped_vae(),
         VaeTraining(),
-        Recipe(rate=6e-4, betas=(0.9, 0.95)),
+        Recipe(rate=8e-4, betas=(0.9, 0.95)),
         geometry=Geometry(frames=13),
         device=asked.device,
     )

@@ -89,7 +89,7 @@ def vae(channels: int = 4) -> VaeConfig:
     """Every kind of layer that the shipped one has, narrow."""
     return VaeConfig(
         encoder=TowerConfig(
-            widths=(4, 4, 8),
+            widths=(8, 8, 16),
             blocks=1,
             taps=(1, 3, 3),
             temporal=(True, True),
@@ -97,7 +97,7 @@ def vae(channels: int = 4) -> VaeConfig:
             attention=False,
         ),
         decoder=TowerConfig(
-            widths=(8, 8, 4),
+            widths=(16, 16, 8),
             blocks=1,
             taps=(3, 3, 1),
             temporal=(True, True),
@@ -107,7 +107,7 @@ def vae(channels: int = 4) -> VaeConfig:
         latent_mean=(0.0,) * channels,
         latent_std=(1.0,) * channels,
         patch=2,
-        norm_groups=2,
+        norm_groups=1,
     )
 
 

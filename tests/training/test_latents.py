@@ -17,11 +17,12 @@ from services.vae.model import Vae
 from services.vae.state import State
 from tests.training import small
 from training.babble import Babble
+from training.beginning import begun
 from training.data.faces.split import Split
 from training.footage import Footage, Geometry, Studio
 from training.latents import Encoder, LatentClips
 from training.rows import Pool, Shelf, joined, packed, picked, put, unpacked
-from training.vae import inflate, signed
+from training.vae import signed
 
 CPU = torch.device("cpu")
 GEOMETRY = Geometry(frames=48, size=32)
@@ -38,7 +39,7 @@ def footage(begins: int) -> Footage:
 
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    vae = inflate(Vae(small.vae())).eval().requires_grad_(False)
+    vae = begun(Vae(small.vae())).eval().requires_grad_(False)
     return Encoder(vae, ears(), small.dit(), GEOMETRY, CPU)
 
 
@@ -73,7 +74,7 @@ def test_latents_are_those_of_the_stream_that_begins_with_the_reference() -> Non
     clips = encoder().encode(clip)
     assert clips.latents.shape == (1, 4, 4, 3, 4, 4)
     torch.manual_seed(0)
-    vae = inflate(Vae(small.vae())).eval()
+    vae = begun(Vae(small.vae())).eval()
     frames = signed(torch.cat([clip.anchor[:, None], clip.frames], 1))
     with torch.no_grad():
         latents, _ = vae.encode(frames, State())

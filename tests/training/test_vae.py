@@ -14,13 +14,14 @@ from services.vae.model import Vae
 from services.vae.state import State
 from tests.training import small
 from training.babble import Babble
+from training.beginning import begun
 from training.data.faces.split import Split
 from training.footage import Geometry, Studio
 from training.latent_space import Moments, turned
 from training.learner import Recipe
 from training.run import Budget, run
 from training.shipped import shipped_dit, shipped_vae
-from training.vae import VaeTask, VaeTraining, cropped, inflate, signed
+from training.vae import VaeTask, VaeTraining, cropped, signed
 
 CPU = torch.device("cpu")
 GEOMETRY = Geometry(frames=5, size=64)
@@ -36,13 +37,25 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_an_inflated_model_draws_each_frame_by_itself() -> None:
-    vae = inflate(random_vae())
+def test_a_model_begins_by_drawing_each_frame_by_itself() -> None:
+    vae = begun(random_vae())
     still = noise(1, 3, 1, 32, 32).expand(-1, -1, 9, -1, -1)
     latents, _ = vae.encode(still, State())
     torch.testing.assert_close(latents, latents[:, :, :1].expand_as(latents), rtol=0, atol=1e-5)
     frames, _ = vae.decode(latents, State())
     torch.testing.assert_close(frames, frames[:, :, :1].expand_as(frames), rtol=0, atol=1e-5)
+
+
+def test_a_model_begins_by_drawing_blurred_pictures_in_colour() -> None:
+    torch.manual_seed(0)
+    vae = begun(Vae(shipped_vae())).requires_grad_(False)
+    colour = torch.rand(4, 3, 1, 1, 1, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
+    plain = colour.expand(-1, -1, 1, 64, 64)
+    latents, _ = vae.encode(plain, State())
+    frames, _ = vae.decode(latents, State())
+    inner = frames[..., 24:40, 24:40].mean((2, 3, 4))
+    assert float((inner - colour[:, :, 0, 0, 0]).abs().max()) < 0.35
+    assert float(torch.corrcoef(torch.stack([inner.flatten(), colour.flatten()]))[0, 1]) > 0.95
 
 
 def test_a_turned_model_draws_the_same_pictures_from_tidy_latents() -> None:
