@@ -31,7 +31,7 @@ from training.learner import Learner, Recipe
 from training.measure import correlation
 from training.mouth_reader import LatentReader, PixelReader, lips_apart, mouth_crop
 from training.rows import Pool
-from training.run import draw
+from training.run import Budget, draw
 from training.shipped import shipped_dit
 from training.supply import Sources, supply
 from training.vae import signed
@@ -40,7 +40,7 @@ _HOST = torch.device("cpu")
 
 
 def learn_latents(
-    reader: LatentReader, pool: Pool[LatentClips], *, minutes: float, rows: int = 8
+    reader: LatentReader, pool: Pool[LatentClips], *, budget: Budget, rows: int = 8
 ) -> None:
     """Learn to read latents, noisy ones as well, as those of a model are."""
     recipe = Recipe(rate=1.5e-3, weight_decay=0.05, warm_up=20)
@@ -52,11 +52,11 @@ def learn_latents(
         seen = clips.latents.float() + (level * noise).to(clips.latents.device)
         return (read(reader, seen, clips) - clips.controls).square().mean()
 
-    _learn(reader, recipe, loss, minutes)
+    _learn(reader, recipe, loss, budget)
 
 
 def learn_pixels(
-    reader: PixelReader, pool: Pool[Footage], *, minutes: float, rows: int = 16
+    reader: PixelReader, pool: Pool[Footage], *, budget: Budget, rows: int = 16
 ) -> None:
     """Learn to read pictures: moved, blurred, in other light, as a model's are."""
     recipe = Recipe(rate=1e-3, weight_decay=0.05, warm_up=20)
@@ -71,7 +71,7 @@ def learn_pixels(
         crops = spoiled(mouth_crop(frames, boxes + jitter.repeat(1, 2)), generator)
         return F.mse_loss(reader(crops), footage.controls[which, frame].flatten(0, 1))
 
-    _learn(reader, recipe, loss, minutes)
+    _learn(reader, recipe, loss, budget)
 
 
 def spoiled(crops: Tensor, generator: torch.Generator) -> Tensor:
@@ -113,10 +113,10 @@ def _learn(
     reader: nn.Module,
     recipe: Recipe,
     loss: Callable[[int, torch.Generator], Tensor],
-    minutes: float,
+    budget: Budget,
 ) -> None:
     learner, began = Learner(reader.train(), recipe), time.monotonic()
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+    while (progress := budget.progress(learner.steps, (time.monotonic() - began) / 60)) < 1:
         learner.descend(loss(learner.steps, draw(3, learner.steps, _HOST).host), progress)
         if learner.steps % 100 == 0:
             sys.stdout.write(f"step {learner.steps} {progress:.0%}\n")
@@ -144,7 +144,7 @@ def _latents(asked: argparse.Namespace) -> LatentReader:
     fed = supply(Sources.of(asked), config, pool=96, block=4, period=8, held_out=16)
     reader = LatentReader(config.latent.channels, config.latent.stride[0]).to(asked.device)
     fed.pool.at(0)  # what it takes to make the first clips is not learning
-    learn_latents(reader, fed.pool, minutes=asked.minutes)
+    learn_latents(reader, fed.pool, budget=Budget(asked.minutes))
     sys.stdout.write(f"opening on unseen characters: r {grade_latents(reader, fed.held_out):.3f}\n")
     return reader
 
@@ -155,7 +155,7 @@ def _pixels(asked: argparse.Namespace) -> PixelReader:
     studio = Studio(speaker, geometry, Split.TRAIN, _HOST)
     pool = Pool(studio.make, size=48, block=4, period=8)
     pool.at(0)
-    learn_pixels(reader, pool, minutes=asked.minutes)
+    learn_pixels(reader, pool, budget=Budget(asked.minutes))
     unseen = Studio(speaker, geometry, Split.TEST, _HOST).make(range(16))
     for name, r in grade_pixels(reader, unseen).items():
         sys.stdout.write(f"{name:8} r {r:.3f}\n")
