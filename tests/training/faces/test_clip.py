@@ -142,7 +142,8 @@ def _made_up(family: Family, identity: int, mouth: Tensor, size: int) -> tuple[T
     Shape and motion are the identity's; only paint is changed, so that pixels can be told apart.
     """
     drawer = renderer(family)
-    traits = drawer.traits(torch.full((len(mouth),), identity))
+    one = drawer.traits(torch.tensor([identity]))
+    traits = {name: value.expand(len(mouth), *value.shape[1:]) for name, value in one.items()}
     for name, colour in (("skin", (0.93, 0.78, 0.70)), ("lip", (0.15, 0.80, 0.20))):
         traits[name] = torch.tensor(colour).expand(len(mouth), 3)
     for name in ("gloss", "beard", "stubble", "moustache"):

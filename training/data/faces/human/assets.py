@@ -38,7 +38,7 @@ _GROUPS = {
     "helper-r-eyelashes-1": 6,
     "helper-r-eyelashes-2": 6,
 }
-_MASKS = ("lips", "inside-mouth", "eyelids", "ears", "face")
+_MASKS = ("lips", "inside-mouth", "eyelids", "ears")
 
 RACES = ("african", "asian", "caucasian")
 SEXES = ("female", "male")

@@ -1,7 +1,7 @@
 """Colour of what a sample of a human picture sees: skin, eyes, teeth, tongue, hair, clothes.
 
 All functions work on the K hits of a batch: `own(name)` is the trait of the hit's identity, [K] or
-[K, 3]; canonical places are those of `template`.
+[K, 3] (or 1 for K where all hits are of one identity); canonical places are those of `template`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def lamp(normal: Tensor, own: Own) -> Lamp:
 
 
 def skin(place: Tensor, masks: Tensor, cavity: Tensor, light: Lamp, own: Own) -> Tensor:
-    """Skin [K, 3]; `masks` [K, 5] are lips, inside of the mouth, lids, ears and face."""
+    """Skin [K, 3]; `masks` [K, 5] are lips, inside of the mouth, lids, ears, lashes' rim."""
     x, y, z = place.unbind(1)
     far = x.abs()
-    lips, inside, lids, ears, _ = masks.unbind(1)
+    lips, inside, lids, ears, rim = masks.unbind(1)
     albedo = _complexion(x, y, far, ears, lids, own)
     albedo = _beard(albedo, x, y, far, z, own)
     lip = step(0.30, 0.70, lips) * (z > 0.05)
@@ -57,6 +57,7 @@ def skin(place: Tensor, masks: Tensor, cavity: Tensor, light: Lamp, own: Own) ->
     )
     albedo = _brows(albedo, y, far, z, own)
     albedo = _scalp(albedo, place, own)
+    albedo = _over(albedo, (0.45 + 0.45 * own("lash")) * step(0.2, 0.7, rim), own("hair") * 0.15)
     wrap = 0.28
     soft = ((light.key + wrap) / (1 + wrap)).clamp(0, 1)
     red = ((light.key + 0.48) / 1.48).clamp(0, 1)
@@ -213,7 +214,7 @@ def tooth(place: Tensor, light: Lamp, own: Own, upper: Tensor) -> Tensor:
     gap = (x / wide - torch.round(x / wide)).abs() * wide
     grooves = 1 - 0.30 * hill(gap, 0.006)
     back = 0.35 + 0.65 * step(0.0, 0.28, z)
-    lit = 0.62 + 0.30 * light.key.clamp(min=0) + 0.12 * light.sky
+    lit = 0.80 + 0.22 * light.key.clamp(min=0) + 0.10 * light.sky
     return white * (lit * grooves * back)[:, None]
 
 
@@ -227,8 +228,13 @@ def tongue(place: Tensor, light: Lamp, own: Own) -> Tensor:
     return pink * (lit * (1 - 0.2 * hill(x, 0.02)))[:, None] + (wet * own("gloss"))[:, None]
 
 
-def strand(along: Tensor, outward: Tensor, tone: Tensor, depth: Tensor, own: Own) -> Tensor:
-    """Hair [K, 3]: tangent and outward direction [K, 3], `depth` 0 at the root to 1 at the tip."""
+def strand(along: Tensor, outward: Tensor, where: Tensor, own: Own) -> Tensor:
+    """Hair [K, 3]: tangent and outward direction [K, 3], place on the lock [K, 3].
+
+    The place is 0 at the root to 1 at the tip, -1..1 across, and the lock's own brightness.
+    """
+    depth, across, tone = where.unbind(1)
+    tone = tone * (1 + 0.13 * torch.sin(across * 7 + tone * 60) + 0.08 * torch.sin(across * 17))
     x, y = own("light_x") * 0.85, -own("light_y")
     toward = torch.stack([x, y + 0.35, torch.full_like(x, 0.8)], -1)
     toward = toward / toward.norm(dim=1, keepdim=True)

@@ -68,7 +68,7 @@ class Hair(NamedTuple):
     """The hair of N identities as loose triangles, 3 * KEPT vertices P each."""
 
     vertices: Tensor  # [N, P, 3]
-    look: Tensor  # [N, P, 8]: direction of growth (3), outward (3), 0 root to 1 tip, brightness
+    look: Tensor  # [N, P, 9]: growth (3), outward (3), 0 root to 1 tip, -1..1 across, brightness
     edge: Tensor  # [N], how much lower the hairline is
     grown: Tensor  # [N], 1 where there is hair at all
 
@@ -142,7 +142,7 @@ def grow(seed: Tensor, masculine: Tensor, neutral: Tensor) -> Hair:
     kept = lock_faces()[seen_triangles(neutral, vertices, lock_faces())].flatten(1)[..., None]
     return Hair(
         vertices.gather(1, kept.expand(-1, -1, 3)),
-        look.gather(1, kept.expand(-1, -1, 8)),
+        look.gather(1, kept.expand(-1, -1, 9)),
         style["hairline"],
         style["grown"],
     )
@@ -264,10 +264,14 @@ def _ribbons(
     across = F.normalize(torch.linalg.cross(along + 1e-5, out), dim=-1)
     taper = torch.linspace(0, 1, JOINTS)
     taper = (1 - taper**3) * 0.9 + 0.1
-    wide = 0.012 / s["density"].sqrt() + 0.006 * s["curl"] / 0.05
+    wide = (
+        0.012 / s["density"].sqrt() * (1 + 0.5 * step(0.7, 1.0, s["side"]))
+        + 0.006 * s["curl"] / 0.05
+    )
     half = wide * (length > 0.004)
     offset = across * (half[..., None] * taper)[..., None]
     places = torch.stack([line - offset, line + offset], 3).flatten(1, 3)
     depth = torch.linspace(0, 1, JOINTS)[:, None].expand(*line.shape[:3], 1)
-    look = torch.cat([along, out, depth], -1)
-    return places, look.repeat_interleave(2, 2).flatten(1, 2)
+    look = torch.cat([along, out, depth], -1).repeat_interleave(2, 2).flatten(1, 2)
+    edges = torch.tensor([-1.0, 1.0]).repeat(look.shape[1] // 2)[:, None].expand(len(look), -1, 1)
+    return places, torch.cat([look, edges], -1)

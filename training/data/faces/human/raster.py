@@ -46,46 +46,57 @@ def rasterise(places: Tensor, faces: Tensor, size: int, two_sided: Tensor) -> Hi
     pictures = len(places)
     corner = places[:, faces]  # [N, F, 3, 3]
     xy = corner[..., :2]
-    a, b, c = xy.unbind(2)
-    area = (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1])
-    area = area - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
-    low = (xy.amin(2) - 0.5).ceil().clamp(0, size).long()
-    high = (xy.amax(2) - 0.5).floor().clamp(-1, size - 1).long() + 1
+    low = (xy.amin(2) - 0.5).ceil().clamp(0, size)
+    high = (xy.amax(2) - 0.5).floor().clamp(-1, size - 1) + 1
+    area = _cross(xy[:, :, 1] - xy[:, :, 0], xy[:, :, 2] - xy[:, :, 0])
     extent = (high - low).clamp(min=0)
-    count = extent[..., 0] * extent[..., 1]
-    count = count * ((area < -1e-9) | (two_sided & (area > 1e-9)))
-    which = count.reshape(-1).nonzero()[:, 0]
-    count = count.reshape(-1)[which]
-    owner = torch.repeat_interleave(which, count)
-    first = torch.repeat_interleave(count.cumsum(0) - count, count)
-    step = torch.arange(len(owner), device=owner.device) - first
-    wide = extent[..., 0].reshape(-1)[owner]
-    x = low[..., 0].reshape(-1)[owner] + step % wide
-    y = low[..., 1].reshape(-1)[owner] + step // wide
-    weights = _weights(x, y, xy.reshape(-1, 3, 2)[owner], area.reshape(-1)[owner])
-    inside = (weights >= 0).all(1)
-    owner, x, y, weights = owner[inside], x[inside], y[inside], weights[inside]
-    depth = (weights * corner[..., 2].reshape(-1, 3)[owner]).sum(1).clamp(0, 1)
-    picture = owner // len(faces)
+    shown = (area < -1e-9) | (two_sided & (area > 1e-9))
+    count = (extent[..., 0] * extent[..., 1] * shown).long().reshape(-1)
+    drawn = count.nonzero()[:, 0]
+    planes = _planes(corner.reshape(-1, 3, 3)[drawn], low.reshape(-1, 2)[drawn])
+    wide = extent[..., 0].reshape(-1)[drawn].long()
+    count = count[drawn]
+    owner = torch.repeat_interleave(torch.arange(len(drawn), device=count.device), count)
+    step = torch.arange(len(owner), device=owner.device)
+    step -= (count.cumsum(0) - count)[owner]
+    down = torch.div(step, wide[owner], rounding_mode="floor")
+    right = step - down * wide[owner]
+    plane = planes[owner]  # [K, 3, 3]: two weights and the depth, each at (0, 0), by x, by y
+    values = plane[..., 0] + plane[..., 1] * right[:, None] + plane[..., 2] * down[:, None]
+    inside = ((values[:, :2] >= 0).all(1) & (values[:, 0] + values[:, 1] <= 1)).nonzero()[:, 0]
+    owner, values = drawn[owner[inside]], values[inside]
+    start = low.reshape(-1, 2)[owner].long()
+    x, y = start[:, 0] + right[inside], start[:, 1] + down[inside]
+    picture = torch.div(owner, len(faces), rounding_mode="floor")
     sample = (picture * size + y) * size + x
-    key = ((depth * (_DEPTH_STEPS - 1)).long() << 36) | torch.arange(
-        len(owner), device=owner.device
-    )
+    depth = (values[:, 2].clamp(0, 1) * (_DEPTH_STEPS - 1)).long()
+    key = (depth << 36) | torch.arange(len(owner), device=owner.device)
     best = torch.full((pictures * size * size,), _EMPTY, device=owner.device)
     best.scatter_reduce_(0, sample, key, "amin")
     seen = (best != _EMPTY).nonzero()[:, 0]
     winner = best[seen] & ((1 << 36) - 1)
-    triangle = owner[winner] % len(faces)
-    return Hits(seen, picture[winner], faces[triangle], triangle, weights[winner])
+    triangle = owner[winner] - picture[winner] * len(faces)
+    weights = values[winner, :2]
+    weights = torch.cat([weights, 1 - weights.sum(1, keepdim=True)], 1)
+    return Hits(seen, picture[winner], faces[triangle], triangle, weights)
 
 
-def _weights(x: Tensor, y: Tensor, xy: Tensor, area: Tensor) -> Tensor:
-    """Barycentric coordinates [K, 3] of samples at (x + 0.5, y + 0.5) in triangles [K, 3, 2]."""
-    px, py = x + 0.5, y + 0.5
-    ax, ay = xy[:, :, 0], xy[:, :, 1]
-    opposite = []
-    for k in range(3):
-        i, j = (k + 1) % 3, (k + 2) % 3
-        cross = (ax[:, j] - ax[:, i]) * (py - ay[:, i]) - (ay[:, j] - ay[:, i]) * (px - ax[:, i])
-        opposite.append(cross / area)
-    return torch.stack(opposite, 1)
+def _planes(corner: Tensor, low: Tensor) -> Tensor:
+    """Weights of the first two corners and depth as planes over the box of each triangle.
+
+    For corners [M, 3, 3] and box corners [M, 2]: [M, 3, 3] of values at the box's first sample and
+    slopes along x and y. Local coordinates keep small triangles exact.
+    """
+    local = corner[..., :2] - (low + 0.5)[:, None]
+    (ax, ay), (bx, by), (cx, cy) = (point.unbind(1) for point in local.unbind(1))
+    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    first = torch.stack([bx * cy - by * cx, by - cy, cx - bx], 1) / area[:, None]
+    second = torch.stack([cx * ay - cy * ax, cy - ay, ax - cx], 1) / area[:, None]
+    z = corner[..., 2]
+    depth = first * (z[:, :1] - z[:, 2:]) + second * (z[:, 1:2] - z[:, 2:])
+    depth[:, 0] += z[:, 2]
+    return torch.stack([first, second, depth], 1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -84,7 +84,7 @@ class Human:
         return lines, torch.cat([outline.amin(1), outline.amax(1)], -1)
 
     def frames_at_once(self, device: torch.device) -> int:
-        return 2 if device.type == "cpu" else 32
+        return 1 if device.type == "cpu" else 32
 
 
 def _spread(value: Tensor) -> Tensor:
@@ -149,7 +149,8 @@ def _lit(hits: Hits, part: Tensor, stage: Stage, traits: Traits, e: Expression) 
     colour = torch.zeros(len(part), 3, device=device)
     count = len(t.place)
     normals = _normals(stage.world[:, :count])
-    masks = torch.stack(list(t.head.masks.values()), -1).to(device)
+    drawn = [t.head.masks[name] for name in ("lips", "inside-mouth", "eyelids", "ears")]
+    masks = torch.stack([*drawn, t.rim], -1).to(device)
     fixed = torch.cat([t.place.to(device), masks], 1)[None].expand(len(normals), -1, -1)
     values = torch.cat([fixed, normals, traits["cavity"][..., None]], -1)
 
@@ -184,6 +185,10 @@ def _lit(hits: Hits, part: Tensor, stage: Stage, traits: Traits, e: Expression) 
 
 
 def _owner(traits: Traits, picture: Tensor) -> paintbox.Own:
+    if len(traits["phase"]) == 1:
+        return lambda name: traits[
+            name
+        ]  # one identity: broadcast instead of copying it to each hit
     return lambda name: traits[name][picture]
 
 
@@ -214,7 +219,7 @@ def _hair(on: Hits, traits: Traits, turned: Tensor) -> Tensor:
     along = F.normalize((turn * seen[:, None, :3]).sum(-1), dim=1)
     out = F.normalize((turn * seen[:, None, 3:6]).sum(-1), dim=1)
     own = _owner(traits, on.picture)
-    return paintbox.strand(along, out, seen[:, 7], seen[:, 6], own).clamp(0, 1)
+    return paintbox.strand(along, out, seen[:, 6:9], own).clamp(0, 1)
 
 
 def _lashed(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.data.faces.draw import uniform
 from training.data.faces.human.assets import HeadData, head_data
-from training.data.faces.paint import step
+from training.data.faces.paint import hill, step
 from training.data.faces.truth import LIP_POINTS
 
 ROOTS = 3600  # hairs (locks, rather) that a full head can have
@@ -32,6 +32,7 @@ class Template:
     eyes: tuple[Tensor, Tensor]  # vertices of the left and right eyeball
     tongue: Tensor  # vertices
     lash: Tensor  # [V] 0 at a lash's root, 1 at its tip
+    rim: Tensor  # [V] 1 where upper lashes grow from the lid, falling off around
     lips: dict[str, Tensor]  # int64 [LIP_POINTS] vertices of the lips' four edges
     outline: Tensor  # int64, vertices that span the face's box
     roots: Tensor  # int64 [ROOTS, 3] vertices of the triangles that hair grows from
@@ -49,13 +50,15 @@ def template() -> Template:
     tongue = vertices_of(head, 5)
     turning = step(-1.42, -0.82, place[:, 1] + 0.35 * (place[:, 2] + 0.6).clamp(max=0))
     roots, weights, root_place = _roots(head, place)
+    lash = _lash(head, place)
     return Template(
         head=head,
         place=place,
         turning=turning,
         eyes=eyes,
         tongue=tongue,
-        lash=_lash(head, place),
+        lash=lash,
+        rim=_rim(head, place, lash),
         lips=_lips(head, place),
         outline=_outline(head, place),
         roots=roots,
@@ -72,18 +75,22 @@ def vertices_of(head: HeadData, part: int) -> Tensor:
 
 
 def _lash(head: HeadData, place: Tensor) -> Tensor:
-    """How far along its lash each vertex is, by its distance from the eyeball's middle."""
+    """How far along its lash each vertex is, by its distance from the skin."""
     along = torch.zeros(len(place))
     lashes = vertices_of(head, 6)
-    for side in (1, 2):
-        middle = place[vertices_of(head, side)].mean(0)
-        own = lashes[(place[lashes, 0] * middle[0]) > 0]
-        for half in (1.0, -1.0):  # upper and lower lashes
-            row = own[((place[own, 1] - middle[1] + 0.005) * half) > 0]
-            reach = (place[row] - middle).norm(dim=1)
-            low, high = reach.amin(), reach.amax()
-            along[row] = ((reach - low) / (high - low) * 1.3).clamp(0, 1)
+    away = torch.cdist(place[lashes], place[vertices_of(head, 0)]).amin(1)
+    along[lashes] = (away / 0.045).clamp(0, 1)
     return along
+
+
+def _rim(head: HeadData, place: Tensor, lash: Tensor) -> Tensor:
+    """Closeness of the skin to the roots of the upper lashes, 0..1."""
+    lashes = vertices_of(head, 6)
+    roots = place[lashes[(lash[lashes] < 0.25) & (place[lashes, 1] > -0.012)]]
+    near = torch.zeros(len(place))
+    skin = vertices_of(head, 0)
+    near[skin] = hill(torch.cdist(place[skin], roots).amin(1), 0.018)
+    return near
 
 
 def _lips(head: HeadData, place: Tensor) -> dict[str, Tensor]:
