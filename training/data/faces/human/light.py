@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.data.faces.human.template import hair_coordinates, scalp_edge
 from training.data.faces.paint import grain, hill, mix, step
 
 Own = Callable[[str], Tensor]
@@ -140,11 +141,11 @@ def _beard(albedo: Tensor, x: Tensor, y: Tensor, far: Tensor, z: Tensor, own: Ow
 
 def _scalp(albedo: Tensor, place: Tensor, own: Own) -> Tensor:
     """Hair's own colour under the locks, so that no skin shines through."""
-    x, y, z = place.unbind(1)
-    azimuth = torch.atan2(x.abs(), z + 0.62)
-    front = 0.60 - 0.12 * step(0.35, 0.75, azimuth)
-    edge = front - 0.55 * step(0.95, 1.35, azimuth) - 0.62 * step(1.75, 2.3, azimuth)
-    above = y / 1.06 - edge + own("hairline") + 0.03 * grain(x * 30, y * 30, own("phase"))
+    x, y, _ = place.unbind(1)
+    azimuth, height = hair_coordinates(place)
+    above = (
+        height - scalp_edge(azimuth) + own("hairline") + 0.03 * grain(x * 30, y * 30, own("phase"))
+    )
     cover = step(0.0, 0.09, above) * own("grown") * 0.9
     return _over(albedo, cover, own("hair") * 0.62)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from training.data.faces.draw import between, uniform
 from training.data.faces.human.template import (
     ROOTS,
+    SKULL,
     hair_coordinates,
     scalp_edge,
     template,
@@ -106,7 +107,7 @@ def grow(seed: Tensor, masculine: Tensor, neutral: Tensor) -> Hair:
     t, style = template(), draw_styles(seed, masculine)
     s = {name: value[:, None] for name, value in style.items()}
     roots = (neutral[:, t.roots] * t.root_weights[..., None]).sum(2)  # [N, R, 3]
-    middle = torch.tensor([0.0, 0.32, -0.62])
+    middle = torch.tensor(SKULL)
     azimuth, height = hair_coordinates(t.root_place)
     number = torch.arange(ROOTS)
     luck = uniform(seed[:, None], "lock", number)

@@ -19,7 +19,7 @@ from training.data.faces.paint import hill, step
 from training.data.faces.truth import LIP_POINTS
 
 ROOTS = 3600  # hairs (locks, rather) that a full head can have
-_SKULL = (0.0, 0.32, -0.62)  # middle of the skull
+SKULL = (0.0, 0.32, -0.62)  # its middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _outline(head: HeadData, place: Tensor) -> Tensor:
 
 def hair_coordinates(place: Tensor) -> tuple[Tensor, Tensor]:
     """Azimuth about the skull (0 in front, pi behind) and height over the eyes (crown: 1)."""
-    away = place - torch.tensor(_SKULL)
+    away = place - torch.tensor(SKULL, device=place.device)
     return torch.atan2(away[..., 0].abs(), away[..., 2]), place[..., 1] / 1.06
 
 
