@@ -26,6 +26,7 @@ from services.score.checkpoint.loading import load, load_front_end
 from services.score.checkpoint.opening import open_checkpoint
 from services.score.config import ScheduleConfig
 from services.vae import checkpoint
+from training.data.faces.family import Family
 from training.data.speech.corpus import Corpus
 from training.data.speech.crops import CropPlan, SpeechSet
 from training.data.speech.split import Test
@@ -103,20 +104,20 @@ def graded(
 
 
 def questions(
-    speech: SpeechSet[Test], *, characters: int, seconds: float, minutes: float
+    speech: SpeechSet[Test], family: Family, *, characters: int, seconds: float, minutes: float
 ) -> dict[str, Question]:
     """Speech, silence, a turn that begins after a second of listening, and a long stream."""
     plain, quiet = CropPlan(silence=0.0, stretched=0.0), CropPlan(silence=1.0, stretched=0.0)
     length = Geometry(frames=_whole_chunks(seconds))
     short = Geometry(frames=_whole_chunks(5.0))
     asked = {
-        "speech": ask(CorpusSpeaker(speech, length, plain, turns=0), length, characters),
-        "silence": ask(CorpusSpeaker(speech, short, quiet, turns=0), short, characters),
-        "turn": ask(CorpusSpeaker(speech, short, plain, turns=1), short, characters),
+        "speech": ask(CorpusSpeaker(speech, length, plain, turns=0), length, characters, family),
+        "silence": ask(CorpusSpeaker(speech, short, quiet, turns=0), short, characters, family),
+        "turn": ask(CorpusSpeaker(speech, short, plain, turns=1), short, characters, family),
     }
     if minutes:
         endless = Geometry(frames=_whole_chunks(60 * minutes))
-        asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, 2)
+        asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, 2, family)
     return asked
 
 
@@ -187,7 +188,11 @@ def main() -> None:
     judge.eval().requires_grad_(False)
     speech = SpeechSet.of(Corpus.open(asked.speech), Test)
     set_ = questions(
-        speech, characters=asked.characters, seconds=asked.seconds, minutes=asked.minutes
+        speech,
+        asked.family,
+        characters=asked.characters,
+        seconds=asked.seconds,
+        minutes=asked.minutes,
     )
     show = moments(set_["speech"])
     answering = candidates(asked)
@@ -242,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     add("--teacher", type=Path, help="folder of a teacher: 12 steps with guidance")
     add("--films", type=Path, help="also write every answer as a film, into this folder")
     add("--steps", type=int, nargs="*", default=[], help="also with so many steps")
+    add("--family", type=Family, choices=Family, default=Family.STYLISED)
     add("--characters", type=int, default=6)
     add("--seconds", type=float, default=20.0, help="of speech per character (%(default)s)")
     add("--minutes", type=float, default=0.0, help="of a long stream, for drift (%(default)s)")

@@ -69,12 +69,14 @@ class Question:
         return torch.cat(pictures, 1)
 
 
-def ask(speaker: Speaker, geometry: Geometry, characters: int) -> Question:
+def ask(
+    speaker: Speaker, geometry: Geometry, characters: int, family: Family = Family.STYLISED
+) -> Question:
     """A question to unseen characters whose heads, in the renderer, keep still."""
     said = [speaker.say(number) for number in range(characters)]
     seed = torch.arange(characters)
     scene = Scene(
-        family=Family.STYLISED,
+        family=family,
         identity=identity_seed(Split.TEST, seed),
         motion=Motion(seed, torch.zeros(characters), torch.zeros(characters)),
         mouth=torch.stack([one.controls for one in said]),

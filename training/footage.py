@@ -20,6 +20,7 @@ from training.data.faces.draw import between, uniform
 from training.data.faces.family import Family
 from training.data.faces.split import Split, identity_seed
 from training.data.faces.truth import Truth
+from training.rows import joined, picked
 
 _STILL = 0.35  # share of clips whose head does not move, so that sync is not drowned by motion
 
@@ -100,17 +101,34 @@ class Studio:
     """Makes clips: `make(numbers)` renders those clips of a split."""
 
     def __init__(
-        self, speaker: Speaker, geometry: Geometry, split: Split, device: torch.device
+        self,
+        speaker: Speaker,
+        geometry: Geometry,
+        split: Split,
+        device: torch.device,
+        *,
+        human: float = 0.3,
     ) -> None:
+        """`human` is the share of clips that show the human family."""
         self._speaker, self._geometry, self._split = speaker, geometry, split
-        self._device = device
+        self._device, self._human = device, human
 
     def make(self, numbers: Sequence[int]) -> Footage:
+        shown = uniform(torch.tensor(numbers), "family") < self._human
+        parts, order = [], list[int]()
+        for family, rows in ((Family.STYLISED, ~shown), (Family.HUMAN, shown)):
+            places = rows.nonzero()[:, 0].tolist()
+            if places:
+                parts.append(self._of(family, [numbers[place] for place in places]))
+                order += places
+        return picked(joined(parts), torch.tensor(order).argsort())
+
+    def _of(self, family: Family, numbers: Sequence[int]) -> Footage:
         said = [self._speaker.say(number) for number in numbers]
         seed = torch.tensor(numbers, dtype=torch.int64)
         still = uniform(seed, "still") < _STILL
         scene = Scene(
-            family=Family.STYLISED,
+            family=family,
             identity=identity_seed(self._split, seed),
             motion=Motion(
                 seed=seed,

@@ -18,6 +18,7 @@ class Family(Enum):
     """Which kind of character."""
 
     STYLISED = "stylised"
+    HUMAN = "human"
 
 
 class Renderer(Protocol):
@@ -46,3 +47,7 @@ def renderer(family: Family) -> Renderer:
             from training.data.faces.stylised.render import Stylised
 
             return Stylised()
+        case Family.HUMAN:
+            from training.data.faces.human.render import Human
+
+            return Human()

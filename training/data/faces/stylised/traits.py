@@ -135,7 +135,8 @@ def _colours(seed: Tensor) -> Traits:
     rose = between(seed, "lip rose", 0.0, 1.0)[:, None]
     lip = skin * torch.tensor([0.93, 0.66, 0.64])
     made_up = torch.tensor([0.78, 0.22, 0.27]) * (1 - 0.25 * tone[:, None])
-    paint = (uniform(seed, "lipstick") < 0.3)[:, None] * (0.35 + 0.5 * rose)
+    made = (uniform(seed, "lipstick") < 0.5) & (uniform(seed, "masculine") <= 0.5)
+    paint = made[:, None] * (0.35 + 0.5 * rose)
     return {
         "tone": tone,
         "skin": skin,
