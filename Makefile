@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := test
-.PHONY: test check protos released constraints clean
+.PHONY: test check protos released constraints model clean
 
 test: check ## everything that must hold
 	$(BIN)/pytest
@@ -25,6 +25,10 @@ released: .venv/ready ## after a release: later changes to the contracts must no
 
 constraints: .venv/ready ## after changing dependencies: pin what this environment has
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+model: .venv/ready ## make models/tiny from nothing: hours on a CPU, see training/README.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data]'
+	sh training/model.sh
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""From folders to batches: the corpus, the VAE and the speech encoder of a run, put together.
+
+Serves the transformer's training scripts and the evaluation, which share one set of arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from services.score.config import DitConfig
+from services.score.frontend.config import MelFrontEnd
+from services.score.frontend.speech_encoder import SpeechEncoder
+from services.vae import checkpoint
+from services.vae.model import Vae
+from training.data.faces.split import Split
+from training.data.speech.corpus import Corpus
+from training.data.speech.crops import SpeechSet
+from training.data.speech.split import Test, Train
+from training.footage import Geometry, Studio
+from training.latents import Encoder, LatentClips
+from training.rows import Pool, Shelf
+from training.speaker import CorpusSpeaker, test_plan, training_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a run is fed from."""
+
+    speech: Path  # the speech corpus
+    vae: Path  # a VAE's folder
+    front_end: Path  # a speech encoder's weights
+    shelf: Path | None  # where clips are kept once made; None makes them anew
+    shelf_clips: int  # so many different ones
+    device: torch.device
+
+    @staticmethod
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--speech", type=Path, required=True, help="folder of the speech corpus")
+        add("--vae", type=Path, required=True, help="folder of the VAE")
+        add("--front-end", type=Path, required=True, help="the speech encoder's weights")
+        add("--shelf", type=Path, help="keep clips here: on CPUs drawing costs more than learning")
+        add("--shelf-clips", type=int, default=900, help="different clips (%(default)s)")
+        add("--device", type=torch.device, default=torch.device("cpu"))
+
+    @staticmethod
+    def of(asked: argparse.Namespace) -> Sources:
+        return Sources(
+            asked.speech, asked.vae, asked.front_end, asked.shelf, asked.shelf_clips, asked.device
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What training learns from and what it is looked at with."""
+
+    pool: Pool[LatentClips]
+    held_out: LatentClips  # unseen characters, voices and lines
+    vae: Vae
+    front_end: SpeechEncoder
+
+
+def supply(
+    sources: Sources, config: DitConfig, *, pool: int, block: int, period: int, held_out: int
+) -> Supply:
+    """Open everything. Clips are made when they are first wanted."""
+    geometry = Geometry(frames_per_chunk=config.spec.frames_per_chunk)
+    corpus = Corpus.open(sources.speech)
+    vae, front_end = checkpoint.load(sources.vae), speech_encoder(sources.front_end, config)
+    encoder = Encoder(vae, front_end, config, geometry, sources.device)
+    training = CorpusSpeaker(SpeechSet.of(corpus, Train), geometry, training_plan())
+    judging = CorpusSpeaker(SpeechSet.of(corpus, Test), geometry, test_plan())
+    learn = Studio(training, geometry, Split.TRAIN, sources.device)
+    judge = Studio(judging, geometry, Split.TEST, sources.device)
+
+    def make(numbers: Sequence[int]) -> LatentClips:
+        return encoder.encode(learn.make(numbers))
+
+    source = make
+    if sources.shelf is not None:
+        shelf = Shelf(LatentClips, make, sources.shelf)
+
+        def source(numbers: Sequence[int]) -> LatentClips:
+            return shelf.make([number % sources.shelf_clips for number in numbers])
+
+    return Supply(
+        pool=Pool(source, size=pool, block=block, period=period),
+        held_out=encoder.encode(judge.make(range(held_out))),
+        vae=vae,
+        front_end=front_end,
+    )
+
+
+def speech_encoder(weights: Path, config: DitConfig) -> SpeechEncoder:
+    """The trained front end of a model with one of its own."""
+    assert config.audio is not None, "the model hears"
+    assert isinstance(config.audio.front_end, MelFrontEnd), "through a front end of its own"
+    encoder = SpeechEncoder(config.audio.front_end)
+    encoder.load_state_dict(load_file(weights))
+    return encoder.eval().requires_grad_(False)
