@@ -8,7 +8,7 @@ message within the request, for errors that name the field. Pictures are in `pic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import prod
 
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from talkingmachines.errors import BadInput
-from talkingmachines.fields import FieldPath, member
+from talkingmachines.fields import FieldPath, member, unsigned
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import media_pb2
 
 MIN_SAMPLE_RATE = 8_000  # Hz
 MAX_SAMPLE_RATE = 96_000
+
+# Ours have four at most. The number of elements is then quick to work out, whatever was sent.
+_MOST_DIMENSIONS = 8
 
 
 class Mode(Enum):
@@ -52,7 +55,7 @@ class Pcm:
     that is the session's media clock.
     """
 
-    samples: bytes
+    samples: bytes = field(repr=False)
     sample_rate: int  # Hz
     first_sample: int = 0
     turn: int = 0
@@ -70,6 +73,10 @@ class Pcm:
                 got=self.sample_rate,
                 expected=f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
             )
+        unsigned("first_sample", self.first_sample, bits=64)
+        unsigned("turn", self.turn, bits=32)
+        unsigned("chunk", self.chunk, bits=64)
+        unsigned("speaker", self.speaker, bits=32)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -89,7 +96,8 @@ class Pcm:
         return np.frombuffer(self.samples, dtype="<i2")
 
     def part(self, start: int, end: int) -> Pcm:
-        """Samples `start` to `end` of this piece, at their place on the clock."""
+        """Samples `start` to `end` as a slice has them, at their place on the clock."""
+        start, end, _ = slice(start, end).indices(len(self))
         return replace(
             self,
             samples=self.samples[2 * start : 2 * end],
@@ -125,10 +133,16 @@ class Tensor:
 
     data_type: DataType
     shape: tuple[int, ...]
-    payload: bytes
+    payload: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1:
+        if not 1 <= len(self.shape) <= _MOST_DIMENSIONS:
+            raise BadInput(
+                "shape",
+                got=f"{len(self.shape)} dimensions",
+                expected=f"1 to {_MOST_DIMENSIONS} dimensions",
+            )
+        if not all(1 <= size < 1 << 32 for size in self.shape):
             raise BadInput("shape", got=list(self.shape), expected="dimensions >= 1")
         expected = prod(self.shape) * self.data_type.bytes
         if len(self.payload) != expected:
@@ -180,6 +194,8 @@ class Latents:
                 got=list(self.tensor.shape),
                 expected="[channels, latent frames, height, width]",
             )
+        unsigned("turn", self.turn, bits=32)
+        unsigned("chunk", self.chunk, bits=64)
 
     @classmethod
     def from_proto(cls, message: media_pb2.Latents, *, at: str) -> Latents:
@@ -196,16 +212,19 @@ class LogTail:
     """The end of a session's log, from which any replica can go on."""
 
     next_chunk: int
-    latents: tuple[Latents, ...]  # oldest first, without a gap, ending before next_chunk
+    latents: tuple[Latents, ...]  # of one shape, oldest first, no gap, ending before next_chunk
     speech: tuple[Pcm, ...] = ()  # one entry for each speaker that spoke
 
     def __post_init__(self) -> None:
+        unsigned("next_chunk", self.next_chunk, bits=64)
         chunks = [part.chunk for part in self.latents]
-        expected = list(range(self.next_chunk - len(chunks), self.next_chunk))
-        if chunks != expected:
-            raise BadInput(
-                "latents", got=f"chunks {chunks}", expected=f"chunks {expected}, oldest first"
-            )
+        first = max(0, self.next_chunk - len(chunks))
+        if chunks != list(range(first, self.next_chunk)):
+            wanted = f"chunks {first} to {self.next_chunk - 1}" if self.next_chunk else "none"
+            raise BadInput("latents", got=f"chunks {chunks}", expected=f"{wanted}, oldest first")
+        shapes = {part.tensor.shape for part in self.latents}
+        if len(shapes) > 1:
+            raise BadInput("latents", got=f"shapes {sorted(shapes)}", expected="one shape")
         speakers = [pcm.speaker for pcm in self.speech]
         if len(set(speakers)) != len(speakers):
             raise BadInput("speech", got=f"speakers {speakers}", expected="each speaker once")

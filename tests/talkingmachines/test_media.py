@@ -1,5 +1,7 @@
 """Media types survive the wire unchanged and refuse what cannot be media."""
 
+from time import monotonic
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ sounds = st.builds(
     Pcm,
     samples=st.binary(max_size=64).map(lambda raw: raw[: len(raw) // 2 * 2]),
     sample_rate=st.integers(8_000, 96_000),
-    first_sample=u64,
+    first_sample=st.integers(0, 2**63),
     turn=u32,
     chunk=u64,
     speaker=u32,
@@ -40,8 +42,8 @@ sounds = st.builds(
 
 
 @st.composite
-def tensors(draw: st.DrawFn, dimensions: int = 2) -> Tensor:
-    shape = draw(hnp.array_shapes(min_dims=dimensions, max_dims=dimensions, max_side=3))
+def tensors(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> Tensor:
+    shape = shape or draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=3))
     data_type = draw(st.sampled_from(DataType))
     size = int(np.prod(shape)) * data_type.bytes
     return Tensor(data_type, shape, draw(st.binary(min_size=size, max_size=size)))
@@ -50,8 +52,9 @@ def tensors(draw: st.DrawFn, dimensions: int = 2) -> Tensor:
 @st.composite
 def tails(draw: st.DrawFn) -> LogTail:
     first, count = draw(st.integers(0, 1000)), draw(st.integers(0, 3))
+    shape = draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=3))
     latents = tuple(
-        Latents(turn=draw(u32), chunk=first + index, tensor=draw(tensors(4)))
+        Latents(turn=draw(u32), chunk=first + index, tensor=draw(tensors(shape)))
         for index in range(count)
     )
     speech = draw(st.lists(sounds, max_size=2, unique_by=lambda pcm: pcm.speaker))
@@ -102,6 +105,8 @@ def test_parts_of_a_sound_keep_their_place(pcm: Pcm, data: st.DataObject) -> Non
     assert head.end_sample == rest.first_sample
     assert rest.end_sample == pcm.end_sample
     np.testing.assert_array_equal(np.concatenate([head.array(), rest.array()]), pcm.array())
+    assert pcm.part(0, len(pcm) + 5) == pcm
+    assert pcm.part(len(pcm) + 3, len(pcm) + 5) == pcm.part(len(pcm), len(pcm))
 
 
 @pytest.mark.parametrize(
@@ -145,8 +150,43 @@ def test_bad_latents_are_named(message: media_pb2.Latents, field: str) -> None:
 def test_a_tail_with_a_gap_is_refused() -> None:
     tensor = Tensor.from_array(np.zeros((1, 1, 1, 1), np.float32))
     parts = (Latents(0, 3, tensor), Latents(0, 5, tensor))
-    with pytest.raises(BadInput, match=r"chunks \[4, 5\], oldest first, got chunks \[3, 5\]"):
+    with pytest.raises(BadInput, match=r"chunks 4 to 5, oldest first, got chunks \[3, 5\]"):
         LogTail(next_chunk=6, latents=parts)
+
+
+@pytest.mark.parametrize(("next_chunk", "wanted"), [(1, "chunks 0 to 0"), (0, "none")])
+def test_a_tail_longer_than_its_session_is_refused(next_chunk: int, wanted: str) -> None:
+    tensor = Tensor.from_array(np.zeros((1, 1, 1, 1), np.float32))
+    with pytest.raises(BadInput, match=f"expected {wanted}, oldest first"):
+        LogTail(next_chunk=next_chunk, latents=(Latents(0, 0, tensor), Latents(0, 1, tensor)))
+
+
+def test_a_tail_of_several_shapes_is_refused() -> None:
+    small, large = (Tensor.from_array(np.zeros((1, n, 1, 1), np.float32)) for n in (1, 2))
+    with pytest.raises(BadInput, match="one shape"):
+        LogTail(next_chunk=2, latents=(Latents(0, 0, small), Latents(0, 1, large)))
+
+
+@pytest.mark.parametrize("shape", [[2**32 - 1] * 500, [2**32 - 1] * 20_000, [2**32 - 1] * 8])
+def test_a_shape_of_any_size_is_refused_at_once(shape: list[int]) -> None:
+    message = media_pb2.Tensor(data_type=media_pb2.DATA_TYPE_FLOAT32, shape=shape)
+    began = monotonic()
+    with pytest.raises(BadInput, match=r"shape|payload"):
+        Tensor.from_proto(message, at="tensor")
+    assert monotonic() - began < 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"first_sample": -1}, {"turn": 2**32}, {"chunk": 2**64}])
+def test_what_the_wire_cannot_carry_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(BadInput) as caught:
+        Pcm(b"", 16_000, **wrong)
+    assert [caught.value.field] == list(wrong)
+
+
+def test_content_is_not_shown() -> None:
+    sound = Pcm(b"hidden", 16_000)
+    tensor = Tensor(DataType.FLOAT16, (3,), b"hidden")
+    assert "hidden" not in f"{sound} {tensor!r}"
 
 
 def test_a_bad_spec_is_named() -> None:
