@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from math import inf, nan
 
 import grpc
 import pytest
@@ -152,7 +153,14 @@ def test_both_ends_keep_alive_without_being_turned_away() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_message_bytes": 1}, {"keepalive_seconds": 0.1}, {"keepalive_timeout_seconds": 0.0}],
+    [
+        {"max_message_bytes": 1},
+        {"keepalive_seconds": 0.1},
+        {"keepalive_seconds": nan},
+        {"keepalive_seconds": 1e9},
+        {"keepalive_timeout_seconds": 0.0},
+        {"keepalive_timeout_seconds": inf},
+    ],
     ids=str,
 )
 def test_limits_out_of_range_are_refused(wrong: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from services.runtime.tracing import trace_ids
 from talkingmachines.channel import DomainChannel
 from talkingmachines.errors import (
     BadInput,
+    EngineFailure,
     Internal,
     NoCapacity,
     NotFound,
@@ -118,7 +119,11 @@ async def test_a_domain_error_arrives_as_itself(
 @pytest.mark.parametrize("size", [200, 201, 100_000])
 async def test_an_error_about_something_long_still_arrives(size: int) -> None:
     sent = "\N{SPARKLES}" * size
-    for error in (BadInput("text", got=sent, expected="less"), NotFound("avatar", sent)):
+    for error in (
+        BadInput("text", got=sent, expected=sent),
+        NotFound("avatar", sent),
+        EngineFailure(sent),
+    ):
         async with running(Failing(error)) as there, there.channel() as channel:
             with pytest.raises(type(error)) as caught:
                 await EchoStub(channel).say(text("x"))
@@ -148,8 +153,23 @@ def stray() -> Exception:
     return asyncio.CancelledError()  # type: ignore[return-value]
 
 
+def leaving(kind: type[BaseException]) -> Callable[[], Exception]:
+    """What would end the process, or the generator that raises it."""
+    return lambda: kind("hunter2")  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize(
-    "fault", [lambda: RuntimeError("the key is hunter2"), stray, TimeoutError], ids=repr
+    "fault",
+    [
+        lambda: RuntimeError("the key is hunter2"),
+        stray,
+        TimeoutError,
+        lambda: grpc.aio.UsageError("the key is hunter2"),
+        lambda: grpc.aio.InternalError("the key is hunter2"),
+        leaving(SystemExit),
+        leaving(GeneratorExit),
+    ],
+    ids=lambda fault: repr(fault()),
 )
 async def test_anything_else_is_internal_with_an_id_that_the_log_has_too(
     fault: Callable[[], Exception],
@@ -164,6 +184,54 @@ async def test_anything_else_is_internal_with_an_id_that_the_log_has_too(
             logged = [json.loads(line) for line in lines.getvalue().splitlines()]
             fault_id = str(caught.value).split()[-1]
             assert any(line.get("fault") == fault_id and line["exception"] for line in logged)
+        for method in ("Say", "Chat"):
+            labels = {"method": f"/{NAME}/{method}", "code": "INTERNAL"}
+            assert there.sample("tm_rpc_handled_total", **labels) == 1
+
+
+class Misanswering(Echo):
+    """Replies with nothing, or with more than a message holds."""
+
+    def __init__(self, reply: StringValue | None) -> None:
+        self.reply = reply
+
+    async def say(self, request: StringValue, context: Context) -> StringValue:
+        return self.reply  # type: ignore[return-value]
+
+    async def chat(self, requests: Texts, context: Context) -> Texts:
+        yield self.reply  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("reply", [None, text("x" * 70_000)], ids=["none", "too large"])
+async def test_a_reply_that_cannot_be_sent_is_a_fault_of_ours(reply: StringValue | None) -> None:
+    limits = {"max_message_bytes": 64 * 1024}
+    async with running(Misanswering(reply), limits=limits) as there, there.channel() as channel:
+        for start in (EchoStub(channel).say(text("x")), EchoStub(channel).chat().read()):
+            with pytest.raises(Internal, match="internal fault"):
+                await start
+        for method in ("Say", "Chat"):
+            labels = {"method": f"/{NAME}/{method}"}
+            assert there.sample("tm_rpc_handled_total", **labels, code="INTERNAL") == 1
+            assert there.sample("tm_rpc_handled_total", **labels, code="OK") == 0
+
+
+@pytest.mark.parametrize("kind", [EngineFailure, Internal])
+async def test_the_cause_of_a_failure_is_in_the_log(kind: type[TalkingMachinesError]) -> None:
+    class Broken(Echo):
+        async def say(self, request: StringValue, context: Context) -> StringValue:
+            try:
+                raise RuntimeError("out of memory")
+            except RuntimeError as error:
+                raise kind("the step failed") from error
+
+    lines = io.StringIO()
+    logs.configure("test", stream=lines)
+    async with running(Broken()) as there, there.channel() as channel:
+        with pytest.raises(kind, match="the step failed"):
+            await EchoStub(channel).say(text("x"))
+    (line,) = (json.loads(line) for line in lines.getvalue().splitlines() if "failed" in line)
+    assert line["level"] == "error"
+    assert "RuntimeError: out of memory" in line["exception"]
 
 
 class Slow(Echo):
