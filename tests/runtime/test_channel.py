@@ -149,6 +149,7 @@ def test_both_ends_keep_alive_without_being_turned_away() -> None:
     assert client["grpc.keepalive_time_ms"] == 20_000 > allowed
     for name in ("grpc.max_receive_message_length", "grpc.max_send_message_length"):
         assert client[name] == server[name] == limits.max_message_bytes
+    assert server["grpc.max_concurrent_streams"] == 1_000
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from talkingmachines.errors import (
     Unavailable,
 )
 from talkingmachines.status import to_status
-from tests.runtime.echo import NAME, Context, Echo, EchoStub, Texts, running, text
+from tests.runtime.echo import NAME, Context, Echo, EchoStub, Running, Texts, running, text
 
 ERRORS = [
     BadInput("open.video.width", got="-1", expected="1 to 4096"),
@@ -87,6 +87,13 @@ def same(got: TalkingMachinesError, sent: TalkingMachinesError) -> bool:
     return type(got) is type(sent) and str(got) == str(sent) and vars(got) == vars(sent)
 
 
+async def settled(there: Running, method: str) -> None:
+    """Wait for the server: the client may know of an end before the server is done with it."""
+    async with asyncio.timeout(1):
+        while there.sample("tm_rpc_in_flight", method=f"/{NAME}/{method}"):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("late", [0, 2], ids=["at once", "in the middle"])
 @pytest.mark.parametrize("style", [Failing, FailingByWriting], ids=["yields", "writes"])
@@ -109,9 +116,7 @@ async def test_a_domain_error_arrives_as_itself(
         for method in ("Say", "Join", "Spell", "Chat"):
             labels = {"method": f"/{NAME}/{method}"}
             assert there.sample("tm_rpc_started_total", **labels) == 1
-            async with asyncio.timeout(1):  # the client may know before the server is done with it
-                while there.sample("tm_rpc_in_flight", **labels):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+            await settled(there, method)
             code = rpc_status.to_status(to_status(error)).code.name
             assert there.sample("tm_rpc_handled_total", **labels, code=code) == 1
 
@@ -185,6 +190,7 @@ async def test_anything_else_is_internal_with_an_id_that_the_log_has_too(
             fault_id = str(caught.value).split()[-1]
             assert any(line.get("fault") == fault_id and line["exception"] for line in logged)
         for method in ("Say", "Chat"):
+            await settled(there, method)
             labels = {"method": f"/{NAME}/{method}", "code": "INTERNAL"}
             assert there.sample("tm_rpc_handled_total", **labels) == 1
 
@@ -210,6 +216,7 @@ async def test_a_reply_that_cannot_be_sent_is_a_fault_of_ours(reply: StringValue
             with pytest.raises(Internal, match="internal fault"):
                 await start
         for method in ("Say", "Chat"):
+            await settled(there, method)
             labels = {"method": f"/{NAME}/{method}"}
             assert there.sample("tm_rpc_handled_total", **labels, code="INTERNAL") == 1
             assert there.sample("tm_rpc_handled_total", **labels, code="OK") == 0
