@@ -35,8 +35,10 @@ clean:
 
 # torch goes first and by exact version: an open range would pull in gigabytes of CUDA packages.
 .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c '' || { echo "$(PYTHON) does not run; say PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; say PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "needs venv: apt-get install python3-venv"; exit 1; }
+	@echo "setting up .venv, which takes a minute or more"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -27,6 +27,9 @@ Options = list[tuple[str, int]]
 
 _WRITE_FAILED = "Internal error from Core"
 _STATUS_SECONDS = 1.0  # the server's status is on its way when a write fails
+_POLL_SECONDS = 0.001
+_LONGEST_KEEPALIVE = 86_400  # seconds
+_STREAMS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,10 @@ class Limits:
     def __post_init__(self) -> None:
         if not 64 * 1024 <= self.max_message_bytes < 2**31:
             raise ValueError("max_message_bytes must be at least 65536 and less than 2 GiB")
-        if self.keepalive_seconds < 1 or self.keepalive_timeout_seconds <= 0:
-            raise ValueError("keepalive_seconds must be >= 1, keepalive_timeout_seconds > 0")
+        if not 1 <= self.keepalive_seconds <= _LONGEST_KEEPALIVE:
+            raise ValueError(f"keepalive_seconds must be 1 to {_LONGEST_KEEPALIVE}")
+        if not 0 < self.keepalive_timeout_seconds <= _LONGEST_KEEPALIVE:
+            raise ValueError(f"keepalive_timeout_seconds must be > 0 to {_LONGEST_KEEPALIVE}")
 
     def client_options(self) -> Options:
         return [
@@ -71,6 +76,9 @@ class Limits:
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.keepalive_seconds / 2)),
             # With port sharing, a second process on a taken port starts and steals half the calls.
             ("grpc.so_reuseport", 0),
+            # Many times what one gateway carries; without, a single connection may open as many
+            # streams as it likes, each with a handler and its buffers.
+            ("grpc.max_concurrent_streams", _STREAMS),
         ]
 
     def _both_ends(self) -> Options:
@@ -299,7 +307,7 @@ class _DomainCall(grpc.aio.Call):
                 with suppress(StopAsyncIteration, grpc.aio.AioRpcError):
                     self._read_ahead.append(await anext(self._replies))
             self._note_status()
-            await asyncio.sleep(0)
+            await asyncio.sleep(_POLL_SECONDS)  # the replies may have ended without it
         return self._peer_status
 
     async def initial_metadata(self) -> grpc.aio.Metadata:

@@ -1,15 +1,24 @@
 """The domain's errors: few, meaningful to a caller, the same on both ends of the wire.
 
-How each becomes a gRPC status and back is written once, in `talkingmachines.status`.
+How each becomes a gRPC status and back is written once, in `talkingmachines.status`. Every text
+and every number is made fit for that when an error is made, so that the caller is never told less
+than what was raised, nor something else.
 """
 
 from __future__ import annotations
 
-_LONGEST = 200  # characters of what a caller sent; a status travels in headers of 8 KiB in all
+# In bytes of UTF-8. A status travels in headers of 8 KiB in all, and holds up to three parts, its
+# message three times over, once with three bytes for each that is not ASCII, twice in base64.
+_LONGEST_PART = 320
+_LONGEST_MESSAGE = 1000
+_LONGEST_WAIT = 86_400.0  # seconds
 
 
 class TalkingMachinesError(Exception):
     """Anything this system tells a caller on purpose. `str()` is one line fit for a person."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_fit(message, _LONGEST_MESSAGE))
 
 
 class BadInput(TalkingMachinesError):
@@ -20,46 +29,46 @@ class BadInput(TalkingMachinesError):
     """
 
     def __init__(self, field: str, *, got: object, expected: str) -> None:
-        self.got = _shown(got)
-        super().__init__(f"{field}: expected {expected}, got {self.got}")
-        self.field = field
-        self.expected = expected
+        self.field = _fit(field)
+        self.got = _fit(got)
+        self.expected = _fit(expected)
+        super().__init__(f"{self.field}: expected {self.expected}, got {self.got}")
 
 
 class NotFound(TalkingMachinesError):
     """No such avatar, session or resource, or it belongs to another tenant."""
 
     def __init__(self, kind: str, name: str) -> None:
-        self.name = _shown(name)
-        super().__init__(f"no {kind} named {self.name!r}")
-        self.kind = kind
+        self.kind = _fit(kind)
+        self.name = _fit(name)
+        super().__init__(f"no {self.kind} named {self.name!r}")
 
 
 class NoCapacity(TalkingMachinesError):
     """The fleet is full. Running sessions never pay for new ones: come again later."""
 
     def __init__(self, what: str, *, retry_after: float) -> None:
-        super().__init__(f"no capacity for {what}; try again in {retry_after:g} s")
-        self.what = what
-        self.retry_after = retry_after  # seconds
+        self.what = _fit(what)
+        self.retry_after = _wait(retry_after)  # seconds
+        super().__init__(f"no capacity for {self.what}; try again in {self.retry_after:g} s")
 
 
 class QuotaExceeded(TalkingMachinesError):
     """The caller used up a limit of its own (sessions, avatars, rate, length)."""
 
     def __init__(self, quota: str, *, limit: str) -> None:
-        super().__init__(f"{quota} is limited to {limit}")
-        self.quota = quota
-        self.limit = limit
+        self.quota = _fit(quota)
+        self.limit = _fit(limit)
+        super().__init__(f"{self.quota} is limited to {self.limit}")
 
 
 class Unavailable(TalkingMachinesError):
     """This process cannot serve right now (draining, a dependency is down); another may."""
 
     def __init__(self, what: str, *, retry_after: float) -> None:
-        super().__init__(f"{what}; try again in {retry_after:g} s")
-        self.what = what
-        self.retry_after = retry_after  # seconds
+        self.what = _fit(what)
+        self.retry_after = _wait(retry_after)  # seconds
+        super().__init__(f"{self.what}; try again in {self.retry_after:g} s")
 
 
 class Unauthenticated(TalkingMachinesError):
@@ -78,9 +87,11 @@ class TimedOut(TalkingMachinesError):
     """Something took longer than its limit: a call its deadline, a silent session our patience."""
 
     def __init__(self, what: str, *, limit: float) -> None:
-        super().__init__(f"{what} took longer than {limit:g} s")
-        self.what = what
-        self.limit = limit  # seconds
+        self.what = _fit(what)
+        self.limit = limit  # seconds; 0 when whoever noticed did not say
+        super().__init__(
+            f"{self.what} took " + (f"longer than {limit:g} s" if limit else "too long")
+        )
 
 
 class EngineFailure(TalkingMachinesError):
@@ -91,7 +102,14 @@ class Internal(TalkingMachinesError):
     """A fault of ours that has no better name. The message carries no private detail."""
 
 
-def _shown(value: object) -> str:
-    """What a caller sent, as much of it as fits into an error."""
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def _fit(value: object, longest: int = _LONGEST_PART) -> str:
+    """As much of `value` as fits into an error, in UTF-8 (a lone surrogate becomes `?`)."""
+    encoded = str(value).encode(errors="replace")
+    if len(encoded) <= longest:
+        return encoded.decode()
+    return encoded[: longest - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def _wait(seconds: float) -> float:
+    """A time to come again that can be told; what is not a number reads as 0."""
+    return min(max(0.0, seconds), _LONGEST_WAIT)

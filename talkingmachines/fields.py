@@ -1,4 +1,4 @@
-"""Errors that name the field by its whole path, however deep the message."""
+"""Fields of messages: checked, and named by their whole path in errors, however deep they lie."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ class FieldPath:
         if isinstance(error, BadInput):
             field = f"{self._at}.{error.field}"
             raise BadInput(field, got=error.got, expected=error.expected) from None
+
+
+def unsigned(field: str, value: int, *, bits: int) -> None:
+    """Check that the wire can carry `value` in a field of so many bits.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    if not 0 <= value < 1 << bits:
+        raise BadInput(field, got=value, expected=f"0 to 2^{bits} - 1")
 
 
 def member(kind: type[E], value: int, *, at: str) -> E:

@@ -8,7 +8,7 @@ message within the request, for errors that name the field. Pictures are in `pic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import prod
 
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from talkingmachines.errors import BadInput
-from talkingmachines.fields import FieldPath, member
+from talkingmachines.fields import FieldPath, member, unsigned
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import media_pb2
 
 MIN_SAMPLE_RATE = 8_000  # Hz
 MAX_SAMPLE_RATE = 96_000
+
+# Ours have four at most. The number of elements is then quick to work out, whatever was sent.
+_MOST_DIMENSIONS = 8
 
 
 class Mode(Enum):
@@ -52,7 +55,7 @@ class Pcm:
     that is the session's media clock.
     """
 
-    samples: bytes
+    samples: bytes = field(repr=False)
     sample_rate: int  # Hz
     first_sample: int = 0
     turn: int = 0
@@ -70,6 +73,10 @@ class Pcm:
                 got=self.sample_rate,
                 expected=f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
             )
+        unsigned("first_sample", self.first_sample, bits=64)
+        unsigned("turn", self.turn, bits=32)
+        unsigned("chunk", self.chunk, bits=64)
+        unsigned("speaker", self.speaker, bits=32)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -89,7 +96,8 @@ class Pcm:
         return np.frombuffer(self.samples, dtype="<i2")
 
     def part(self, start: int, end: int) -> Pcm:
-        """Samples `start` to `end` of this piece, at their place on the clock."""
+        """Samples `start` to `end` as a slice has them, at their place on the clock."""
+        start, end, _ = slice(start, end).indices(len(self))
         return replace(
             self,
             samples=self.samples[2 * start : 2 * end],
@@ -125,10 +133,16 @@ class Tensor:
 
     data_type: DataType
     shape: tuple[int, ...]
-    payload: bytes
+    payload: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1:
+        if not 1 <= len(self.shape) <= _MOST_DIMENSIONS:
+            raise BadInput(
+                "shape",
+                got=f"{len(self.shape)} dimensions",
+                expected=f"1 to {_MOST_DIMENSIONS} dimensions",
+            )
+        if not all(1 <= size < 1 << 32 for size in self.shape):
             raise BadInput("shape", got=list(self.shape), expected="dimensions >= 1")
         expected = prod(self.shape) * self.data_type.bytes
         if len(self.payload) != expected:
@@ -180,6 +194,8 @@ class Latents:
                 got=list(self.tensor.shape),
                 expected="[channels, latent frames, height, width]",
             )
+        unsigned("turn", self.turn, bits=32)
+        unsigned("chunk", self.chunk, bits=64)
 
     @classmethod
     def from_proto(cls, message: media_pb2.Latents, *, at: str) -> Latents:
@@ -199,6 +215,9 @@ class SpeakerSpeech:
     mode: Mode
     speech: Pcm  # exactly the chunk
     lookahead: Pcm  # what follows it, as far as it is known
+
+    def __post_init__(self) -> None:
+        unsigned("speaker", self.speaker, bits=32)
 
     @classmethod
     def from_proto(cls, message: media_pb2.SpeakerSpeech, *, at: str) -> SpeakerSpeech:
@@ -228,6 +247,7 @@ class PastChunk:
     speech: tuple[SpeakerSpeech, ...] = ()  # exactly as score was sent it
 
     def __post_init__(self) -> None:
+        unsigned("chunk", self.chunk, bits=64)
         if self.latents is not None and self.latents.chunk != self.chunk:
             raise BadInput("latents.chunk", got=self.latents.chunk, expected=str(self.chunk))
 
@@ -260,6 +280,7 @@ class LogTail:
     chunks: tuple[PastChunk, ...] = ()  # oldest first, without a gap, ending before next_chunk
 
     def __post_init__(self) -> None:
+        unsigned("next_chunk", self.next_chunk, bits=64)
         first = self.next_chunk - len(self.chunks)
         if first < 0 or any(past.chunk != first + n for n, past in enumerate(self.chunks)):
             raise BadInput(

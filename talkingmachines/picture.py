@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from talkingmachines.errors import BadInput
-from talkingmachines.fields import FieldPath, member
+from talkingmachines.fields import FieldPath, member, unsigned
 from talkingmachines.v1 import media_pb2
 
 
@@ -42,7 +42,7 @@ class RawPicture:
     pixel_format: PixelFormat
     width: int  # pixels
     height: int
-    pixels: bytes
+    pixels: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -81,7 +81,7 @@ class EncodedPicture:
 
     codec: Codec
     key_frame: bool  # whether decoding can begin here
-    payload: bytes
+    payload: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.payload:
@@ -110,6 +110,11 @@ class VideoFrame:
     chunk: int
     frame: int
     picture: RawPicture | EncodedPicture
+
+    def __post_init__(self) -> None:
+        unsigned("turn", self.turn, bits=32)
+        unsigned("chunk", self.chunk, bits=64)
+        unsigned("frame", self.frame, bits=64)
 
     @classmethod
     def from_proto(cls, message: media_pb2.VideoFrame, *, at: str) -> VideoFrame:
@@ -174,10 +179,17 @@ class VideoSettings:
 
 @dataclass(frozen=True, slots=True)
 class VideoFormat:
-    """How frames are wanted: pixels as they are, or encoded once."""
+    """How frames are wanted: pixels as they are, or encoded once.
+
+    The settings are an encoder's: pixels have none.
+    """
 
     form: PixelFormat | Codec
     settings: VideoSettings = field(default_factory=VideoSettings)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.form, PixelFormat) and self.settings != VideoSettings():
+            raise BadInput("settings", got="some", expected="none beside pixels")
 
     @classmethod
     def from_proto(cls, message: media_pb2.VideoFormat, *, at: str) -> VideoFormat:
@@ -192,13 +204,12 @@ class VideoFormat:
                     raise BadInput("form", got="nothing", expected="pixels or codec")
 
     def to_proto(self) -> media_pb2.VideoFormat:
-        message = media_pb2.VideoFormat(settings=self.settings.to_proto())
         match self.form:
             case PixelFormat():
-                message.pixels = self.form.value
+                return media_pb2.VideoFormat(pixels=self.form.value)
             case Codec():
-                message.codec = self.form.value
-        return message
+                settings = self.settings.to_proto()
+                return media_pb2.VideoFormat(codec=self.form.value, settings=settings)
 
 
 @dataclass(frozen=True, slots=True)

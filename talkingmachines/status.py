@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import (
     BadRequest,
     ErrorInfo,
@@ -25,7 +26,7 @@ from google.rpc.error_details_pb2 import (
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from talkingmachines import duration
+from talkingmachines import duration, errors
 from talkingmachines.errors import (
     BadInput,
     EngineFailure,
@@ -44,15 +45,23 @@ from talkingmachines.errors import (
 DOMAIN = "talkingmachines"
 
 _RETRY_UNSTATED = 1.0  # seconds, for errors of gRPC's own that name no time
-_OVERSIZED = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+# What a caller sent was too large: the server noticed, or the caller's own end.
+_OVERSIZED = re.compile(
+    r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)"
+)
+# What was answered was too large, which trying again will not change.
+_UNANSWERABLE = re.compile(
+    r"(?:SERVER: Sent|CLIENT: Received) message larger than max|metadata size exceeds"
+)
 
 _Args = dict[str, str]
 
 
 def to_status(error: TalkingMachinesError) -> Status:
-    """`error` as the status that crosses the wire."""
+    """`error` as the status that crosses the wire, under the nearest name that both ends know."""
     code, args, details = _describe(error)
-    info = ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=args)
+    known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    info = ErrorInfo(reason=known.__name__, domain=DOMAIN, metadata=args)
     status = Status(code=code.value[0], message=str(error))
     for detail in (info, *details):
         packed = Any()
@@ -63,17 +72,20 @@ def to_status(error: TalkingMachinesError) -> Status:
 
 def from_status(status: Status) -> TalkingMachinesError:
     """The error that `to_status` was given, or the nearest one for a status that is not ours."""
-    for packed in status.details:
-        info = ErrorInfo()
-        if packed.Unpack(info) and info.domain == DOMAIN:
-            return _rebuild(info.reason, info.metadata, status.message)
+    with suppress(DecodeError, ValueError):  # details that are not what they say they are
+        for packed in status.details:
+            info = ErrorInfo()
+            if packed.Unpack(info) and info.domain == DOMAIN:
+                return _rebuild(info.reason, info.metadata, status.message)
     return _nearest(_code(status.code), status.message)
 
 
 def from_rpc_error(error: grpc.RpcError) -> TalkingMachinesError:
     """The domain error behind a failed call of `grpc` or `grpc.aio`."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
-    status = _attached_status(error)
+    status = None
+    with suppress(DecodeError, ValueError):  # a proxy's own, or not that of this call
+        status = _attached_status(error)
     if status is not None:
         return from_status(status)
     return _nearest(error.code(), error.details() or "")
@@ -124,12 +136,8 @@ def _describe(error: TalkingMachinesError) -> tuple[grpc.StatusCode, _Args, list
             return grpc.StatusCode.PERMISSION_DENIED, {}, []
         case Fenced():
             return grpc.StatusCode.ABORTED, {}, []
-        case EngineFailure() | Internal():
-            return grpc.StatusCode.INTERNAL, {}, []
         case _:
-            raise TypeError(
-                f"{type(error).__name__} has no status; add it to talkingmachines.status"
-            )
+            return grpc.StatusCode.INTERNAL, {}, []
 
 
 def _rebuild(reason: str, args: Mapping[str, str], message: str) -> TalkingMachinesError:
@@ -160,11 +168,12 @@ def _rebuild(reason: str, args: Mapping[str, str], message: str) -> TalkingMachi
 
 def _nearest(code: grpc.StatusCode, message: str) -> TalkingMachinesError:
     """What gRPC, a proxy or a foreign server meant, in our words."""
-    oversized = _OVERSIZED.search(message)
-    if oversized:
-        got, most = oversized.groups()
-        return BadInput("message", got=f"{got} bytes", expected=f"at most {most} bytes")
     match code:
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if oversized := _OVERSIZED.fullmatch(message):
+            got, most = oversized.groups()
+            return BadInput("message", got=f"{got} bytes", expected=f"at most {most} bytes")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _UNANSWERABLE.search(message):
+            return Internal(message)
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return BadInput("request", got="what was sent", expected=message)
         case grpc.StatusCode.NOT_FOUND:
@@ -174,7 +183,7 @@ def _nearest(code: grpc.StatusCode, message: str) -> TalkingMachinesError:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(message or "the peer is gone", retry_after=_RETRY_UNSTATED)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return TimedOut(message or "the call", limit=0.0)
+            return TimedOut("the call", limit=0.0)
         case grpc.StatusCode.UNAUTHENTICATED:
             return Unauthenticated(message)
         case grpc.StatusCode.PERMISSION_DENIED:

@@ -13,12 +13,12 @@ import contextvars
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-from talkingmachines.errors import NoCapacity, Unavailable
+from talkingmachines.errors import EngineFailure, NoCapacity, Unavailable
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -44,10 +44,10 @@ class _End:
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    """The last thing in the inbox."""
+    """The last thing in the inbox; one for all who close."""
 
     loop: asyncio.AbstractEventLoop
-    ended: asyncio.Event
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +61,7 @@ class _Work(Generic[T]):
     withdrawn: bool = False
 
     def tell(self, deliver: Callable[..., object], *args: object) -> None:
-        """Call `deliver` on the loop; a loop that is gone has nobody left to tell."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(deliver, *args)
+        _tell(self.loop, deliver, *args)
 
 
 class DeviceThread:
@@ -82,7 +80,8 @@ class DeviceThread:
         self._last_sign: float | None = None  # of the work that is running
         self._busy_seconds = 0.0
         self._step_seconds = 0.1  # smoothed
-        self._closed = False
+        self._stop: _Stop | None = None  # once closed
+        self._unanswered: set[_Work[Any]] = set()  # only touched on the loop
         self._inbox: queue.SimpleQueue[_Work[Any] | _Stop] = queue.SimpleQueue()
         # A daemon: a device that hangs for good must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)  # noqa: TID251
@@ -118,7 +117,8 @@ class DeviceThread:
 
         Raises:
             NoCapacity: too much is waiting, or its turn did not come in time; it has not run.
-            Unavailable: the thread is closed.
+            Unavailable: the thread is closed, or did not come to its end when it was.
+            EngineFailure: the step raised what would end the process (`SystemExit`).
         """
 
         def once() -> Iterator[T]:
@@ -139,10 +139,11 @@ class DeviceThread:
         consumer stops before.
 
         Raises:
-            NoCapacity, Unavailable: as `run`.
+            NoCapacity, Unavailable, EngineFailure: as `run`.
         """
         work = _Work(lambda: steps(*args), contextvars.copy_context(), asyncio.get_running_loop())
         self._enqueue(work)
+        self._unanswered.add(work)
         try:
             await self._turn(work, begin_within)
             while isinstance(item := await work.outbox.get(), _Result):
@@ -150,29 +151,33 @@ class DeviceThread:
             if item.error is not None:
                 raise item.error
         finally:
+            self._unanswered.discard(work)
             self._withdraw(work)
 
     async def close(self, *, within: float) -> None:
         """Refuse new work, withdraw what waits, and let what runs come to its end.
 
         Raises:
-            DeviceHung: it did not, in `within` seconds.
+            DeviceHung: it did not, in `within` seconds; whoever waits for it has been told.
         """
         with self._lock:
-            self._closed = True
-        ended = asyncio.Event()
-        self._inbox.put(_Stop(asyncio.get_running_loop(), ended))
+            if self._stop is None:
+                self._stop = _Stop(asyncio.get_running_loop())
+                self._inbox.put(self._stop)
         try:
             async with asyncio.timeout(within):
-                await ended.wait()
+                await self._stop.ended.wait()
         except TimeoutError:
+            for work in self._unanswered:
+                work.begun.set()
+                work.outbox.put_nowait(_End(self._gone()))
             stalled = f"no sign for {self.stalled_for():.1f} s"
             raise DeviceHung(f"{self._name} did not end its step: {stalled}") from None
         self._thread.join()
 
     def _enqueue(self, work: _Work[T]) -> None:
         with self._lock:
-            if self._closed:
+            if self._stop is not None:
                 raise self._gone()
             if self._waiting >= self._most_waiting:
                 raise self._full()
@@ -206,11 +211,19 @@ class DeviceThread:
     # From here on: the device thread.
 
     def _work(self) -> None:
-        while isinstance(work := self._inbox.get(), _Work):
-            if self._claim(work):
-                error = self._gone() if self._closed else self._perform(work)
-                work.tell(work.outbox.put_nowait, _End(error))
-        work.loop.call_soon_threadsafe(work.ended.set)
+        while self._next(self._inbox.get()):
+            pass
+
+    def _next(self, item: _Work[Any] | _Stop) -> bool:
+        """Whether there is more to come. Nothing of `item` is left while the thread waits: its
+        arguments may hold much of the device's memory."""
+        if isinstance(item, _Stop):
+            _tell(item.loop, item.ended.set)
+            return False
+        if self._claim(item):
+            error = self._perform(item) if self._stop is None else self._gone()
+            item.tell(item.outbox.put_nowait, _End(error))
+        return True
 
     def _claim(self, work: _Work[Any]) -> bool:
         with self._lock:
@@ -226,8 +239,12 @@ class DeviceThread:
         began = self._last_sign = monotonic()
         try:
             work.context.run(self._iterate, work)
-        except BaseException as error:  # noqa: BLE001  carried over to the caller, who raises it
+        except Exception as error:  # noqa: BLE001  carried over to the caller, who raises it
             return error
+        except BaseException as error:  # noqa: BLE001  raised on the loop, it would end the process
+            failure = EngineFailure(f"a step on {self._name} raised {type(error).__name__}")
+            failure.__cause__ = error
+            return failure
         finally:
             self._last_sign = None
             seconds = monotonic() - began
@@ -239,3 +256,9 @@ class DeviceThread:
         for result in work.results():
             self._last_sign = monotonic()
             work.tell(work.outbox.put_nowait, _Result(result))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, deliver: Callable[..., object], *args: object) -> None:
+    """Call `deliver` on the loop; one that is closed has nobody left to tell."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(deliver, *args)

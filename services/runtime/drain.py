@@ -31,6 +31,7 @@ class Drain:
         self._deadline = math.inf  # loop time
         self._limits: dict[asyncio.Timeout, float] = {}  # each with its seconds past the deadline
         self._running = 0
+        self._signals = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -97,10 +98,11 @@ class Drain:
                 loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:
-        if self.started.is_set():
+        self._signals += 1
+        if self._signals > 1:
             self.end_now()
         else:
-            self.start()
+            self.start()  # which may have started already, without a signal
 
     def _cut_off_at(self, deadline: float) -> None:
         self.started.set()

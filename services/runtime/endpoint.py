@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from services.runtime.settings import Endpoint
+
+_log = structlog.stdlib.get_logger(__name__)
 
 # What is wrong right now, in a few words; None when all is well. Called often: must be quick.
 Check = Callable[[], str | None]
@@ -24,8 +27,16 @@ _REQUEST_SECONDS = 5.0
 _REQUEST_BYTES = 8192
 
 
+class CannotListen(OSError):
+    """A port is taken, an address is not this machine's, or certificates cannot be used."""
+
+
 class HttpEndpoint:
-    """Serves while entered. `port` is the one bound, also when the settings asked for any (0)."""
+    """Serves while entered. `port` is the one bound, also when the settings asked for any (0).
+
+    Raises:
+        CannotListen: on entering.
+    """
 
     def __init__(
         self,
@@ -40,9 +51,13 @@ class HttpEndpoint:
         self.port = settings.port
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._answer, self._settings.host, self._settings.port, limit=_REQUEST_BYTES
-        )
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._server = await asyncio.start_server(
+                self._answer, host, port, limit=_REQUEST_BYTES
+            )
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -85,8 +100,16 @@ class HttpEndpoint:
 
 def failing(checks: Mapping[str, Check]) -> dict[str, str]:
     """What is wrong, by the name of the check that found it; empty when all is well."""
-    found = {name: check() for name, check in checks.items()}
+    found = {name: _outcome(name, check) for name, check in checks.items()}
     return {name: wrong for name, wrong in found.items() if wrong is not None}
+
+
+def _outcome(name: str, check: Check) -> str | None:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  a check that cannot tell has found something
+        _log.error("a health check failed", check=name, exc_info=error)
+        return f"the check itself failed: {type(error).__name__}"
 
 
 def _header(headers: list[str], name: str) -> str:

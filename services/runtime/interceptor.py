@@ -6,14 +6,15 @@ calls without a deadline get one, a drain ends what overstays it, traces go on, 
 
 Handlers are coroutines or async generators. Replies of a generator are written from here rather
 than by grpc.aio: when the client goes away, the handler is closed at once and its `finally` has
-run before the call is over, wherever it was suspended.
+run before the call is over, wherever it was suspended. Initial metadata is sent from here as
+well: a streaming handler must not send its own (grpc.aio allows it once, the second is a fault).
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -28,7 +29,14 @@ from grpc_status import rpc_status
 from services.runtime.drain import Drain
 from services.runtime.metrics import RpcMetrics
 from services.runtime.tracing import Tracing, continued
-from talkingmachines.errors import BadInput, Internal, TalkingMachinesError, TimedOut, Unavailable
+from talkingmachines.errors import (
+    BadInput,
+    EngineFailure,
+    Internal,
+    TalkingMachinesError,
+    TimedOut,
+    Unavailable,
+)
 from talkingmachines.status import to_status
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -40,6 +48,7 @@ if TYPE_CHECKING:  # generic in its published types alone
 Context = grpc.aio.ServicerContext[Any, Any]
 Body = Callable[[], Awaitable[Any]]
 Parse = Callable[[bytes], Any]
+Serialize = Callable[[Any], bytes]
 
 _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {  # by streaming of request, response
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -59,12 +68,19 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler except those of gRPC's own services (health, reflection)."""
 
     def __init__(
-        self, *, drain: Drain, metrics: RpcMetrics, tracing: Tracing, unary_deadline_seconds: float
+        self,
+        *,
+        drain: Drain,
+        metrics: RpcMetrics,
+        tracing: Tracing,
+        unary_deadline_seconds: float,
+        max_reply_bytes: int,
     ) -> None:
         self._drain = drain
         self._metrics = metrics
         self._tracing = tracing
         self._unary_deadline = unary_deadline_seconds
+        self._max_reply_bytes = max_reply_bytes
 
     async def intercept_service(
         self,
@@ -87,11 +103,16 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         )
         behaviour: Callable[[Any, Any], Any] = next(b for b in behaviours if b is not None)
         parse = _checked(handler.request_deserializer)
+        serialize = self._bounded(handler.response_serializer)
 
         async def served(request: Any, context: Context) -> Any:
             async def body() -> Any:
                 message = request if handler.request_streaming else parse(request)
-                return await _answer(behaviour(message, context), context)
+                result = behaviour(message, context)
+                if inspect.isasyncgen(result):
+                    return await _write(result, context)
+                reply = await result
+                return reply if handler.response_streaming else serialize(reply)
 
             with self._drain.running():
                 if handler.response_streaming:
@@ -100,33 +121,45 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     await context.send_initial_metadata(())
                 return await self._run(rpc, context, body)
 
-        # A single request is parsed within `body`, so that one which does not parse is answered.
-        early = parse if handler.request_streaming else None
+        # What comes or goes alone is parsed and serialised within `body`, where a misfit is
+        # answered and counted; a stream's messages are, when the handler reads and writes them.
         return _MAKERS[kind](
-            served, request_deserializer=early, response_serializer=handler.response_serializer
+            served,
+            request_deserializer=parse if handler.request_streaming else None,
+            response_serializer=serialize if handler.response_streaming else None,
         )
+
+    def _bounded(self, serialize: Serialize | None) -> Serialize:
+        def bounded(reply: Any) -> bytes:
+            raw = bytes(reply) if serialize is None else serialize(reply)
+            if len(raw) > self._max_reply_bytes:
+                raise ValueError(f"a reply of {len(raw)} bytes, {self._max_reply_bytes} at most")
+            return raw
+
+        return bounded
 
     async def _run(self, rpc: _Rpc, context: Context, body: Body) -> Any:
         """Run one RPC's body and answer for whatever comes of it."""
         started = perf_counter()
+        task = asyncio.current_task()
         code = grpc.StatusCode.OK
         self._metrics.started.labels(rpc.method).inc()
         self._metrics.in_flight.labels(rpc.method).inc()
         try:
             with continued(tuple(context.invocation_metadata() or ())), self._span(rpc):
                 return await self._limited(rpc, context, body)
-        except asyncio.CancelledError as error:
-            if _from_outside():
-                code = _code_of_cancellation(context)
-                raise
-            # Something inside was cancelled, nobody cancelled us: grpc.aio would never answer.
-            code, status = _described(rpc, error)
-            await context.abort_with_status(status)
-        except grpc.aio.BaseError:  # aborted by the handler, or written to a client that is gone
+        except (grpc.aio.AbortError, _ClientGone):  # whoever is there has been told
             told: grpc.StatusCode | None = context.code()
             code = told or grpc.StatusCode.CANCELLED
             raise
-        except Exception as error:  # noqa: BLE001  the boundary: it ends this call alone
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError | GeneratorExit) and _ended(task):
+                code = _code_of_cancellation(context)
+                raise
+            # Also when something inside was cancelled, and nobody cancelled us: grpc.aio would
+            # never answer.
             code, status = _described(rpc, error)
             await context.abort_with_status(status)
         finally:
@@ -168,14 +201,17 @@ def domain_error(error: BaseException) -> TalkingMachinesError | None:
             return None
 
 
-async def _answer(result: Any, context: Context) -> Any:
-    """What the handler returned, awaited; or its replies, written one by one."""
-    if not inspect.isasyncgen(result):
-        return await result
-    async with aclosing(result) as replies:
+class _ClientGone(Exception):
+    """A reply could not be written."""
+
+
+async def _write(replies: AsyncGenerator[Any, Any], context: Context) -> None:
+    async with aclosing(replies):
         async for reply in replies:
-            await context.write(reply)
-    return None
+            try:
+                await context.write(reply)
+            except grpc.aio.BaseError as error:
+                raise _ClientGone from error
 
 
 def _checked(parse: Parse | None) -> Parse:
@@ -192,20 +228,32 @@ def _checked(parse: Parse | None) -> Parse:
 def _described(rpc: _Rpc, error: BaseException) -> tuple[grpc.StatusCode, grpc.Status]:
     """How the caller is told of `error`."""
     domain = domain_error(error)
-    if domain is None:
-        fault = uuid4().hex[:12]
-        _log.error("fault in a servicer", fault=fault, method=rpc.method, exc_info=error)
-        domain = Internal(f"internal fault {fault}")
-    else:
-        _log.info("rpc refused", error=type(domain).__name__, method=rpc.method)
+    name = type(domain).__name__
+    match domain:
+        case None:
+            fault = uuid4().hex[:12]
+            _log.error("fault in a servicer", fault=fault, method=rpc.method, exc_info=error)
+            domain = Internal(f"internal fault {fault}")
+        case BadInput(field=field):
+            _log.info("rpc refused", error=name, field=field, method=rpc.method)
+        case EngineFailure() | Internal():
+            _log.error("rpc failed", error=name, method=rpc.method, exc_info=error)
+        case _:
+            _log.info("rpc refused", error=name, method=rpc.method)
     status = rpc_status.to_status(to_status(domain))
     return status.code, status
 
 
-def _from_outside() -> bool:
-    """Whether the running task itself was cancelled (the client went away, the server stops)."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _ended(task: asyncio.Task[Any] | None) -> bool:
+    """Whether `task` was cancelled (the client went away, the server stops), or its loop is gone.
+
+    What is closed with its loop, or by the garbage collector, does not run in its own task.
+    """
+    try:
+        running = asyncio.current_task()
+    except RuntimeError:
+        return True
+    return running is not task or task is None or task.cancelling() > 0
 
 
 def _code_of_cancellation(context: Context) -> grpc.StatusCode:

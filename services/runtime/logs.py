@@ -16,6 +16,7 @@ from math import isfinite
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, TextIO
+from uuid import UUID
 
 import structlog
 from structlog.contextvars import bound_contextvars, merge_contextvars
@@ -23,21 +24,40 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from services.runtime.tracing import trace_ids
 
-_SECRET_NAME = re.compile(
+_PRIVATE = (
     r"secret|password|passwd|passphrase|authorization|cookie|credential|private|api_?key|signature"
-    r"|(^|_)(token|jwt|pin)$",
-    re.IGNORECASE,
 )
-_SECRET_TEXT = (
+_SECRET_NAME = re.compile(rf"{_PRIVATE}|(^|_)(auth|tokens?|jwt|pin)$")  # of a `_snake` name
+_COUNT_NAME = re.compile(r"(^|_)tokens$")  # a number of these is no secret
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NO_WORD = re.compile(r"\W+")
+_SECRET_TEXT = (  # each quick on any text: no repetition without a bound may fail late
+    # key=value, and "key": value
+    (
+        re.compile(
+            rf"""(?ix)
+            ( (?: {_PRIVATE} | api-key | token | jwt ) \w{{0,32}} (?: \s?= | ["']\s?: ) \s? )
+            (?: "[^"]*" | '[^']*' | [^\s,;&)}}\]]+ )"""
+        ),
+        r"\1<redacted>",
+    ),
+    # Bytes as Python and protobuf print them: escapes, with what is printable in between.
+    (
+        re.compile(r"(?:\\(?:x[0-9a-fA-F]{2}|[0-7]{3})(?:[^\\\n]|\\[^x0-7\n]){0,24}){3,}"),
+        "<redacted: bytes>",
+    ),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w\-.~+/=]{6,}"), r"\1 <redacted>"),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), "<redacted>"),  # a JSON web token
-    (re.compile(r"(?<=://)[^/\s@]+@"), "<redacted>@"),  # user:password in a URL
+    (re.compile(r"(?<=://)[^\s\"'<>]{1,256}@"), "<redacted>@"),  # user:password in a URL
     (re.compile(r"\b(tm|sk|pk)[-_][\w-]{16,}"), "<redacted>"),  # API keys
     # An encoded picture or sound; longer than any name or hash that we write.
     (re.compile(r"[A-Za-z0-9+/_-]{160,}={0,2}"), "<redacted: encoded content>"),
 )
 _LONGEST_TEXT = 8000  # characters: a long traceback
+_MARGIN = 512  # beyond, so that a secret is still whole where a text is cut
 _DEEPEST = 6
+_MOST_ITEMS = 64  # more are samples or pixels, not something to read
+_WIDEST = 64  # bits of a number
 
 
 def configure(service: str, *, level: str = "info", stream: TextIO | None = None) -> None:
@@ -120,31 +140,31 @@ class _Identity:
 
 
 def _fit_for_log(key: str, value: Any, depth: int) -> Any:
-    if key.startswith("_"):
-        return value  # structlog's own bookkeeping, removed before rendering
-    if _SECRET_NAME.search(key):
+    if _is_secret(key, value):
         return "<redacted>"
     match value:
         case None | bool():
             return value
         case Integral():  # those of numpy too
-            return int(value)
+            number = int(value)
+            wide = number.bit_length() > _WIDEST
+            return f"<int: {number.bit_length()} bits>" if wide else number
         case Real():
             return float(value) if isfinite(value) else str(value)  # JSON has no infinity
         case Enum():
             return value.name
-        case str() | PurePath():
+        case str() | PurePath() | UUID():
             return _text(str(value))
         case BaseException():
             return _text(f"{type(value).__name__}: {value}")
         case bytes() | bytearray() | memoryview():
             return f"<{type(value).__name__}: {len(value)} bytes>"
-        case Mapping() | Sequence() | Set() if depth >= _DEEPEST:
+        case Mapping() | Sequence() | Set() if depth >= _DEEPEST or len(value) > _MOST_ITEMS:
             return f"<{type(value).__name__}: {len(value)}>"
         case Mapping():
             return {str(k): _fit_for_log(str(k), v, depth + 1) for k, v in value.items()}
         case Sequence() | Set():
-            return _items(value, depth)
+            return [_fit_for_log("", item, depth + 1) for item in value]
         case _:
             # A type's name, never its repr: that may hold anything.
             shape = getattr(value, "shape", None)
@@ -152,15 +172,18 @@ def _fit_for_log(key: str, value: Any, depth: int) -> Any:
             return f"<{type(value).__name__}{sized}>"
 
 
-def _items(values: Sequence[Any] | Set[Any], depth: int) -> Any:
-    if len(values) > 64:  # samples or pixels, not something to read
-        return f"<{type(values).__name__}: {len(values)}>"
-    return [_fit_for_log("", value, depth + 1) for value in values]
+def _is_secret(key: str, value: Any) -> bool:
+    """Whether a field's name says that its value is nobody's business."""
+    name = _NO_WORD.sub("_", _HUMP.sub("_", key)).lower()  # accessToken, x-api-key
+    if isinstance(value, Real) and _COUNT_NAME.search(name):
+        return False
+    return _SECRET_NAME.search(name) is not None
 
 
 def _text(value: str) -> str:
+    shown = value[: _LONGEST_TEXT + _MARGIN]
     for pattern, replacement in _SECRET_TEXT:
-        value = pattern.sub(replacement, value)
+        shown = pattern.sub(replacement, shown)
     if len(value) > _LONGEST_TEXT:
-        return value[:_LONGEST_TEXT] + f"<{len(value) - _LONGEST_TEXT} more characters>"
-    return value
+        return shown[:_LONGEST_TEXT] + f"<{len(value) - _LONGEST_TEXT} more characters>"
+    return shown

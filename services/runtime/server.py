@@ -12,6 +12,7 @@ until the drain's deadline; then whatever is left is told `Unavailable` and ende
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime.drain import Drain
+from services.runtime.endpoint import CannotListen as CannotListen
 from services.runtime.endpoint import Check, failing
 from services.runtime.interceptor import RpcInterceptor
 from services.runtime.metrics import RpcMetrics
@@ -37,10 +39,6 @@ _STOP_SECONDS = 10.0
 _FLUSH_SECONDS = 0.2  # for last statuses that grpc is still writing
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class CannotListen(OSError):
-    """The port is taken, or the address is not this machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +81,7 @@ class Server:
             metrics=metrics,
             tracing=tracing,
             unary_deadline_seconds=settings.unary_deadline_seconds,
+            max_reply_bytes=settings.limits.max_message_bytes,
         )
 
     async def __aenter__(self) -> Self:
@@ -99,8 +98,9 @@ class Server:
         await self._report(serving=False)
         self.port = self._bind()
         await self._grpc.start()
-        await self._report(serving=not failing(self._checks))
-        self._watching = asyncio.create_task(self._watch_checks())
+        wrong = failing(self._checks)
+        await self._report(serving=not wrong)
+        self._watching = asyncio.create_task(self._watch_checks(wrong))
         _log.info("serving", host=self._settings.host, port=self.port)
         return self
 
@@ -134,12 +134,12 @@ class Server:
         return [service.name for service in self._services]
 
     def _bind(self) -> int:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        address = f"{host}:{self._settings.port}"
+        address = _address(self._settings.host, self._settings.port)
+        tls = None if self._settings.tls is None else credentials(self._settings.tls)
         try:
-            if self._settings.tls is None:
+            if tls is None:
                 return self._grpc.add_insecure_port(address)
-            return self._grpc.add_secure_port(address, credentials(self._settings.tls))
+            return self._grpc.add_secure_port(address, tls)
         except RuntimeError as error:
             raise CannotListen(
                 f"cannot listen on {address}: is the port taken, and the address ours?"
@@ -150,8 +150,7 @@ class Server:
         for name in ("", *self._names()):  # "" is the process as a whole
             await self._health.set(name, status)
 
-    async def _watch_checks(self) -> None:
-        before = failing(self._checks)
+    async def _watch_checks(self, before: Mapping[str, str]) -> None:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             wrong = failing(self._checks)
@@ -169,18 +168,34 @@ async def serve(server: Server) -> None:
 
 
 def credentials(files: ServerTls) -> grpc.ServerCredentials:
-    """TLS from files, mutual when client authorities are given, read again when they change."""
+    """TLS from files, mutual when client authorities are given, read again when they change.
+
+    Raises:
+        CannotListen: they do not hold a certificate, its key, and authorities.
+    """
     certificates = _Certificates(files)
+    try:
+        first = certificates.read()
+    except OSError as error:
+        raise CannotListen(str(error)) from error
     return grpc.dynamic_ssl_server_credentials(
-        certificates.read(),
+        first,
         certificates.read_if_changed,  # type: ignore[arg-type]  # None means: keep what you have
         require_client_authentication=files.client_authorities is not None,
     )
 
 
+def _address(host: str, port: int) -> str:
+    """As gRPC wants it: a Unix socket has no port, an IPv6 address has brackets."""
+    if host.startswith("unix:"):
+        return host
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
 @dataclass(slots=True)
 class _Certificates:
-    """gRPC asks at every handshake, on a thread of its own."""
+    """gRPC asks at every handshake, on a thread of its own, and says nothing of bad files."""
 
     files: ServerTls
     _versions: list[int] = field(default_factory=list)
@@ -188,13 +203,14 @@ class _Certificates:
     def read(self) -> grpc.ServerCertificateConfiguration:
         self._versions = self._seen()
         authorities = self.files.client_authorities
+        _check(self.files)
         return grpc.ssl_server_certificate_configuration(
             [(self.files.key.read_bytes(), self.files.certificate.read_bytes())],
             root_certificates=authorities.read_bytes() if authorities else None,
         )
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new certificates; None when they are the same, or half written."""
+        """The new certificates; None when they are the same, half written, or unusable."""
         try:
             return self.read() if self._seen() != self._versions else None
         except OSError as error:
@@ -204,3 +220,23 @@ class _Certificates:
     def _seen(self) -> list[int]:
         files = (self.files.key, self.files.certificate, self.files.client_authorities)
         return [Path(file).stat().st_mtime_ns for file in files if file is not None]
+
+
+def _check(files: ServerTls) -> None:
+    """Let OpenSSL read the files, which tells what is wrong with them.
+
+    Raises:
+        OSError: they cannot be read or do not fit together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # The password that nobody can type: OpenSSL would ask on the terminal.
+        context.load_cert_chain(files.certificate, files.key, password="")
+    except ssl.SSLError as error:
+        pair = f"{files.certificate} and {files.key}"
+        raise OSError(f"{pair} are no certificate with its key: {error.reason}") from error
+    try:
+        if files.client_authorities is not None:
+            context.load_verify_locations(files.client_authorities)
+    except ssl.SSLError as error:
+        raise OSError(f"{files.client_authorities}: no certificates: {error.reason}") from error

@@ -7,7 +7,7 @@ stream lasts as long as a call, so it has no span of its own: turns and chunks h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.runtime.settings import Telemetry
@@ -65,14 +65,32 @@ class Tracing:
     @contextmanager
     def span(self, name: str, **attributes: AttributeValue) -> Iterator[Span]:
         """A child of whatever is going on; never give it content (speech, text, pictures)."""
-        with self._tracer.start_as_current_span(name, attributes=attributes) as span:
+        with self._started(name, SpanKind.INTERNAL, attributes) as span:
             yield span
 
     @contextmanager
     def rpc(self, method: str) -> Iterator[None]:
         """The span of a unary call that we serve."""
-        with self._tracer.start_as_current_span(method, kind=SpanKind.SERVER):
+        with self._started(method, SpanKind.SERVER, {}):
             yield
+
+    @contextmanager
+    def _started(
+        self, name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]
+    ) -> Iterator[Span]:
+        with self._tracer.start_as_current_span(
+            name,
+            kind=kind,
+            attributes=attributes,
+            # They would export messages and stacks as they are; the log has them, redacted.
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(StatusCode.ERROR, type(error).__name__)
+                raise
 
     @contextmanager
     def turn(self, turn: int) -> Iterator[Span]:

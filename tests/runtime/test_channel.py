@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from math import inf, nan
 
 import grpc
 import pytest
@@ -148,11 +149,19 @@ def test_both_ends_keep_alive_without_being_turned_away() -> None:
     assert client["grpc.keepalive_time_ms"] == 20_000 > allowed
     for name in ("grpc.max_receive_message_length", "grpc.max_send_message_length"):
         assert client[name] == server[name] == limits.max_message_bytes
+    assert server["grpc.max_concurrent_streams"] == 1_000
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_message_bytes": 1}, {"keepalive_seconds": 0.1}, {"keepalive_timeout_seconds": 0.0}],
+    [
+        {"max_message_bytes": 1},
+        {"keepalive_seconds": 0.1},
+        {"keepalive_seconds": nan},
+        {"keepalive_seconds": 1e9},
+        {"keepalive_timeout_seconds": 0.0},
+        {"keepalive_timeout_seconds": inf},
+    ],
     ids=str,
 )
 def test_limits_out_of_range_are_refused(wrong: dict[str, float]) -> None:

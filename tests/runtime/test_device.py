@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.runtime.device import DeviceHung, DeviceThread
-from talkingmachines.errors import BadInput, NoCapacity, Unavailable
+from talkingmachines.errors import BadInput, EngineFailure, NoCapacity, Unavailable
 
 
 @asynccontextmanager
@@ -190,9 +191,12 @@ async def test_what_a_step_raises_reaches_its_caller_and_nobody_else() -> None:
         fail(ValueError)
 
     async with device() as gpu:
-        for kind in (BadInput, MemoryError, SystemExit):
+        for kind in (BadInput, MemoryError):
             with pytest.raises(kind):
                 await gpu.run(fail, kind)
+        for leaving in (SystemExit, GeneratorExit, asyncio.CancelledError):
+            with pytest.raises(EngineFailure, match=leaving.__name__):
+                await gpu.run(fail, leaving)
         async with aclosing(gpu.stream(two_then_fail)) as results:
             assert [await anext(results), await anext(results)] == [1, 2]
             with pytest.raises(ValueError, match="x"):
@@ -251,10 +255,53 @@ async def test_closing_does_not_wait_for_a_hung_device() -> None:
     gpu = DeviceThread("device", waiting=1)
     running = asyncio.create_task(gpu.run(gate))
     await gate.has_begun()
+    waiting = asyncio.create_task(gpu.run(lambda: "never"))
+    await asyncio.sleep(0)
     with pytest.raises(DeviceHung, match="did not end"):
         await gpu.close(within=0.05)
+    async with asyncio.timeout(5):  # and nobody else waits for it either
+        for caller in (running, waiting):
+            with pytest.raises(Unavailable, match="closed"):
+                await caller
     gate.release.set()
-    await running
+    await gpu.close(within=1.0)
+
+
+async def test_closing_again_changes_nothing() -> None:
+    gpu = DeviceThread("device", waiting=1)
+    await asyncio.gather(gpu.close(within=1.0), gpu.close(within=1.0))
+    await gpu.close(within=1.0)
+
+
+async def test_an_idle_thread_keeps_nothing_of_its_last_step() -> None:
+    class Memory:
+        pass
+
+    async with device() as gpu:
+        memory = Memory()
+        gone = weakref.ref(memory)
+        await gpu.run(id, memory)
+        del memory
+        async with asyncio.timeout(5):
+            while gone() is not None:  # noqa: ASYNC110  the other thread lets go
+                await asyncio.sleep(0.001)
+
+
+def test_a_step_that_outlives_its_loop_ends_quietly() -> None:
+    gate, gpu = Gate(), DeviceThread("outliving", waiting=1)
+
+    async def leave() -> None:
+        running = asyncio.create_task(gpu.run(gate))
+        await gate.has_begun()
+        running.cancel()
+        with pytest.raises(DeviceHung):
+            await gpu.close(within=0.01)
+
+    asyncio.run(leave())
+    (thread,) = [t for t in threading.enumerate() if t.name == "outliving"]
+    gate.release.set()
+    thread.join(1)  # pytest turns what a thread raises into an error
+    assert not thread.is_alive()
 
 
 async def test_a_step_sees_its_caller_s_context() -> None:

@@ -6,7 +6,9 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -81,6 +83,14 @@ HIDDEN: dict[str, Any] = {
     "jwt": f"eyJhbGciOiJIUzI1NiJ9.eyJ{KEY}aaaaaaaa.sig",
     "our key": "tm_" + KEY.replace("-", "") + "0000",
     "metadata": {"token": KEY, "traceparent": "00-1-2-01"},
+    "names": dict.fromkeys(("x-api-key", "accessToken", "tokens", "auth", "userPIN"), KEY),
+    "bookkeeping": {"_piece": SOUND, "_password": KEY},
+    "assignment": f"connect failed: password={KEY}; retry",
+    "quoted": f"got {{'clientSecret': '{KEY}', \"api-key\": \"{KEY}\"}}",
+    "url with a slash": f"redis://:p/{KEY}@host:6379",
+    "bytes in a text": f"cannot use {SOUND!r}",
+    "part of bytes in a text": f"cannot use {SOUND!r}"[:120],
+    "contract in a text": f"cannot use {Pcm(samples=SOUND)}",
 }
 
 
@@ -128,10 +138,25 @@ def test_ordinary_values_stay_as_they_are(written: io.StringIO) -> None:
         "names": ["a", "b"],
         "where": {"host": "127.0.0.1", "port": 50051},
         "tokens": 12,
+        "reason": "resume_token: expected a newer one, got 'x'; pins: 4, C:\\\\007 and \\\\x41",
     }
-    structlog.get_logger().info("probe", **fields)
+    structlog.get_logger().info("probe", **fields, id=UUID(int=7), huge=10**5000)
     (line,) = lines(written)
-    assert line == line | fields | {"ratio": "inf"}
+    changed = {"ratio": "inf", "id": str(UUID(int=7)), "huge": "<int: 16610 bits>"}
+    assert line == line | fields | changed
+
+
+@pytest.mark.parametrize("piece", ["secret", "https://", "token=", "\\x01", "\\", "eyJ", '"', "a"])
+def test_no_text_takes_long_to_clean(piece: str, written: io.StringIO) -> None:
+    began = monotonic()
+    structlog.get_logger().info(piece * 50_000)
+    assert monotonic() - began < 0.5
+    assert len(written.getvalue()) < 20_000
+
+
+def test_a_mapping_of_any_size_is_a_short_line(written: io.StringIO) -> None:
+    structlog.get_logger().info("probe", many={str(n): n for n in range(20_000)})
+    assert lines(written)[0]["many"] == "<dict: 20000>"
 
 
 def test_a_traceback_is_written_without_values_of_variables(written: io.StringIO) -> None:

@@ -1,8 +1,11 @@
 """A real server on the runtime: health, reflection, limits, draining."""
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +14,10 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.runtime.server import CannotListen
+from services.runtime.channel import open_channel
+from services.runtime.drain import Drain
+from services.runtime.endpoint import CannotListen, HttpEndpoint, failing
+from services.runtime.settings import Endpoint, Peer
 from talkingmachines.channel import DomainChannel
 from talkingmachines.errors import BadInput, Internal, Unavailable
 from tests.runtime.echo import NAME, Context, Echo, EchoStub, Texts, running, text
@@ -42,6 +48,23 @@ async def test_a_failing_check_turns_health_and_its_end_turns_it_back() -> None:
             async with asyncio.timeout(3):
                 while await health(channel, NAME) != status:  # noqa: ASYNC110  seen from outside
                     await asyncio.sleep(0.05)
+
+
+async def test_a_check_that_raises_has_failed_and_the_others_are_still_asked() -> None:
+    broken = False
+
+    def check() -> str | None:
+        if broken:
+            raise RuntimeError("the driver is gone")
+        return None
+
+    async with running(checks={"device": check}) as there, there.channel() as channel:
+        for broken, status in ((True, NOT_SERVING), (False, SERVING)):  # noqa: B007
+            async with asyncio.timeout(3):
+                while await health(channel, NAME) != status:  # noqa: ASYNC110  seen from outside
+                    await asyncio.sleep(0.05)
+    broken = True
+    assert "RuntimeError" in failing({"device": check})["device"]
 
 
 async def services_by_reflection(channel: DomainChannel) -> list[str]:
@@ -75,6 +98,21 @@ async def test_a_taken_port_is_an_error_that_says_so() -> None:
         with pytest.raises(CannotListen, match="taken"):
             async with running(port=there.server.port):
                 pass
+        endpoint = Endpoint(port=there.server.port)
+        with pytest.raises(CannotListen, match="in use"):
+            async with HttpEndpoint(endpoint, registry=there.registry, checks={}):
+                pass
+
+
+async def test_a_server_listens_where_its_settings_say(tmp_path: Path) -> None:
+    for host in ("::1", "[::1]"):
+        async with running(host=host) as there:
+            channel = open_channel(Peer(address=f"[::1]:{there.server.port}"))
+            assert await EchoStub(channel).say(text("six")) == text("six")
+            await channel.close()
+    socket_file = f"unix:{tmp_path / 'echo.sock'}"
+    async with running(host=socket_file), open_channel(Peer(address=socket_file)) as channel:
+        assert await EchoStub(channel).say(text("here")) == text("here")
 
 
 @pytest.mark.parametrize("kind", ["say", "chat"])
@@ -124,7 +162,7 @@ async def test_a_stream_survives_a_drain() -> None:
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         assert await call.code() == grpc.StatusCode.OK
-        async with asyncio.timeout(1):  # and the drain ends with its last stream, not with its time
+        async with asyncio.timeout(5):  # and the drain ends with its last stream, not with its time
             await leaving
 
 
@@ -172,7 +210,7 @@ async def test_a_stream_that_overstays_is_told_and_ended(end_now: bool) -> None:
         if end_now:
             await asyncio.sleep(0.1)
             there.drain.end_now()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(5):
             with pytest.raises(Unavailable, match="ending") as told:
                 await call.read()
             await leaving
@@ -218,6 +256,18 @@ async def test_a_stream_cut_off_in_its_first_reply_is_told_why() -> None:
             await read_to_end(call)
 
 
+async def test_only_a_second_signal_ends_a_drain_that_code_has_started() -> None:
+    drain = Drain(60.0)
+    drain.start()
+    with drain.on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.01)
+        assert drain.remaining > 50
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.01)
+        assert drain.remaining == 0
+
+
 async def test_a_servicer_learns_of_a_drain_and_leaves_by_itself() -> None:
     echo = Aware()
     async with running(echo) as there, there.channel() as channel:
@@ -258,7 +308,7 @@ async def test_a_health_watch_does_not_hold_the_process() -> None:
         assert (await watch.read()).status == SERVING
         leaving = asyncio.create_task(there.server.stop())
         assert (await watch.read()).status == NOT_SERVING
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(5):
             await leaving
 
 

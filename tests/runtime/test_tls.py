@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from services.runtime.endpoint import CannotListen
 from services.runtime.settings import Listen, PeerTls, is_loopback
 from talkingmachines.errors import Unavailable
 from tests.runtime.certificates import Authority
@@ -67,6 +68,20 @@ async def test_renewed_certificates_are_used_without_a_restart(
         files.key.unlink()
         os.utime(files.certificate, ns=(2, 2))
         assert await reaches(there, theirs.client())  # half written: the old ones go on
+
+
+async def test_files_that_are_no_certificates_are_named(ours: Authority, tmp_path: Path) -> None:
+    good, other = ours.server(clients=ours), ours.server("other")
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("garbage")
+    for wrong, named in (
+        ({"certificate": garbage}, "garbage.pem"),
+        ({"key": other.key}, "other.key"),
+        ({"client_authorities": garbage}, "garbage.pem"),
+    ):
+        with pytest.raises(CannotListen, match=named):
+            async with running(tls=good.model_copy(update=wrong)):
+                pass
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gateway.example", "127.example"])

@@ -4,7 +4,7 @@ from time import monotonic
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import INVALID_SPAN_ID, INVALID_TRACE_ID, get_current_span
+from opentelemetry.trace import INVALID_SPAN_ID, INVALID_TRACE_ID, StatusCode, get_current_span
 
 from services.runtime.settings import Telemetry
 from services.runtime.tracing import Tracing, continued, outgoing, trace_ids
@@ -45,6 +45,18 @@ def test_a_trace_goes_from_one_service_to_the_next(exporter: InMemorySpanExporte
     spans = (*exporter.get_finished_spans(), *further.get_finished_spans())
     services = [span.resource.attributes["service.name"] for span in spans]
     assert services == ["tm-gateway", "tm-score"]
+
+
+def test_an_error_marks_its_span_and_does_not_tell_it_what_it_said(
+    exporter: InMemorySpanExporter,
+) -> None:
+    with Tracing("gateway", SETTINGS, exporter=exporter) as tracing:
+        for open_span in (lambda: tracing.rpc("/Say"), lambda: tracing.span("turn")):
+            with pytest.raises(RuntimeError), open_span():
+                raise RuntimeError("the key is hunter2")
+    for span in exporter.get_finished_spans():
+        assert span.status.status_code is StatusCode.ERROR
+        assert "hunter2" not in span.to_json()
 
 
 def test_without_an_endpoint_traces_have_ids_and_go_nowhere() -> None:

@@ -1,5 +1,7 @@
 """Media types survive the wire unchanged and refuse what cannot be media."""
 
+from time import monotonic
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ sounds = st.builds(
     Pcm,
     samples=st.binary(max_size=64).map(lambda raw: raw[: len(raw) // 2 * 2]),
     sample_rate=st.integers(8_000, 96_000),
-    first_sample=u64,
+    first_sample=st.integers(0, 2**63),
     turn=u32,
     chunk=u64,
     speaker=u32,
@@ -43,8 +45,8 @@ sounds = st.builds(
 
 
 @st.composite
-def tensors(draw: st.DrawFn, dimensions: int = 2) -> Tensor:
-    shape = draw(hnp.array_shapes(min_dims=dimensions, max_dims=dimensions, max_side=3))
+def tensors(draw: st.DrawFn, shape: tuple[int, ...] | None = None) -> Tensor:
+    shape = shape or draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=3))
     data_type = draw(st.sampled_from(DataType))
     size = int(np.prod(shape)) * data_type.bytes
     return Tensor(data_type, shape, draw(st.binary(min_size=size, max_size=size)))
@@ -63,7 +65,7 @@ speeches = st.builds(
 def tails(draw: st.DrawFn) -> LogTail:
     first, count = draw(st.integers(0, 1000)), draw(st.integers(0, 4))
     without = draw(st.integers(0, count))
-    tensor = draw(tensors(4))
+    tensor = draw(tensors(draw(hnp.array_shapes(min_dims=4, max_dims=4, max_side=3))))
     chunks = tuple(
         PastChunk(
             chunk=first + index,
@@ -119,6 +121,8 @@ def test_parts_of_a_sound_keep_their_place(pcm: Pcm, data: st.DataObject) -> Non
     assert head.end_sample == rest.first_sample
     assert rest.end_sample == pcm.end_sample
     np.testing.assert_array_equal(np.concatenate([head.array(), rest.array()]), pcm.array())
+    assert pcm.part(0, len(pcm) + 5) == pcm
+    assert pcm.part(len(pcm) + 3, len(pcm) + 5) == pcm.part(len(pcm), len(pcm))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,28 @@ def test_the_latents_of_a_tail_are_its_last_and_of_one_shape() -> None:
         LogTail(2, (PastChunk(0, Latents(0, 0, small)), PastChunk(1, Latents(0, 1, large))))
     with pytest.raises(BadInput, match=r"latents\.chunk: expected 1"):
         PastChunk(1, Latents(0, 0, small))
+
+
+@pytest.mark.parametrize("shape", [[2**32 - 1] * 500, [2**32 - 1] * 20_000, [2**32 - 1] * 8])
+def test_a_shape_of_any_size_is_refused_at_once(shape: list[int]) -> None:
+    message = media_pb2.Tensor(data_type=media_pb2.DATA_TYPE_FLOAT32, shape=shape)
+    began = monotonic()
+    with pytest.raises(BadInput, match=r"shape|payload"):
+        Tensor.from_proto(message, at="tensor")
+    assert monotonic() - began < 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"first_sample": -1}, {"turn": 2**32}, {"chunk": 2**64}])
+def test_what_the_wire_cannot_carry_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(BadInput) as caught:
+        Pcm(b"", 16_000, **wrong)
+    assert [caught.value.field] == list(wrong)
+
+
+def test_content_is_not_shown() -> None:
+    sound = Pcm(b"hidden", 16_000)
+    tensor = Tensor(DataType.FLOAT16, (3,), b"hidden")
+    assert "hidden" not in f"{sound} {tensor!r}"
 
 
 def test_a_bad_spec_is_named() -> None:

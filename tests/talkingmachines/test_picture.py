@@ -38,9 +38,9 @@ encoded_pictures = st.builds(
 frames = st.builds(
     VideoFrame, turn=u32, chunk=u64, frame=u64, picture=raw_pictures() | encoded_pictures
 )
-formats = st.builds(
+formats = st.builds(VideoFormat, form=st.sampled_from(PixelFormat)) | st.builds(
     VideoFormat,
-    form=st.sampled_from([*PixelFormat, *Codec]),
+    form=st.sampled_from(Codec),
     settings=st.builds(
         VideoSettings,
         bitrate=st.just(0) | st.integers(50_000, 50_000_000),
@@ -73,6 +73,22 @@ def test_region_round_trip(region: Region) -> None:
     again = Region.from_proto(wire, at="face")
     for name in ("x", "y", "width", "height"):
         assert getattr(again, name) == pytest.approx(getattr(region, name), abs=1e-6)
+
+
+def test_pixels_are_asked_for_without_settings() -> None:
+    assert not VideoFormat(PixelFormat.RGB24).to_proto().HasField("settings")
+
+
+def test_content_is_not_shown() -> None:
+    raw = RawPicture(PixelFormat.RGB24, 2, 1, b"hidden")
+    encoded = EncodedPicture(Codec.H264, key_frame=True, payload=b"hidden")
+    assert "hidden" not in f"{raw} {encoded!r}"
+
+
+def test_a_frame_that_the_wire_cannot_carry_is_refused() -> None:
+    picture = EncodedPicture(Codec.H264, key_frame=True, payload=b"x")
+    with pytest.raises(BadInput, match="frame"):
+        VideoFrame(turn=0, chunk=0, frame=-1, picture=picture)
 
 
 def test_odd_sizes_round_chroma_up() -> None:
@@ -115,6 +131,12 @@ def test_bad_frames_are_named(message: media_pb2.VideoFrame, field: str) -> None
                 codec=media_pb2.CODEC_H264, settings=media_pb2.VideoSettings(bitrate=12)
             ),
             "open.video.settings.bitrate",
+        ),
+        (
+            media_pb2.VideoFormat(
+                pixels=media_pb2.PIXEL_FORMAT_RGB24, settings=media_pb2.VideoSettings(quality=80)
+            ),
+            "open.video.settings",
         ),
     ],
 )
