@@ -4,6 +4,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from services.runtime.logs import spare_grpc
+
 # Two intra-op threads on two cores gain little and make parallel test processes fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -12,3 +14,6 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+
+# pytest keeps every record of a test, also of tests that never configure our logs.
+spare_grpc()

@@ -84,6 +84,7 @@ def configure(service: str, *, level: str = "info", stream: TextIO | None = None
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    spare_grpc()
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -96,6 +97,15 @@ def configure(service: str, *, level: str = "info", stream: TextIO | None = None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def spare_grpc() -> None:
+    """Keep grpc's core from debug messages, whatever the level of everybody else.
+
+    One of them is written while a server object is being freed, and takes that object along:
+    whoever keeps the record crashes the process when letting it go.
+    """
+    logging.getLogger("grpc._cython").setLevel(logging.INFO)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -169,3 +171,28 @@ def test_a_traceback_is_written_without_values_of_variables(written: io.StringIO
     (line,) = lines(written)
     assert "RuntimeError: the model failed" in line["exception"]
     assert KEY not in written.getvalue()
+
+
+def test_no_debug_record_takes_a_freed_server_along() -> None:
+    code = """
+import asyncio, gc, logging, os
+import grpc
+from services.runtime import logs
+
+class Keep(logging.Handler):
+    kept = []
+    def emit(self, record):
+        self.kept.append(record)
+
+async def never_started():
+    grpc.aio.server()
+
+logs.configure("test", level="debug")
+logging.getLogger().addHandler(Keep())
+asyncio.run(never_started())
+gc.collect()
+taken = [record.msg for record in Keep.kept if "__dealloc__" in str(record.msg)]
+# Not an ordinary end: a record that holds a freed object may crash it.
+os._exit(1 if taken else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
