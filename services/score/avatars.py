@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from services.score.contract import Avatar, Rectangle
-from talkingmachines.errors import NoCapacity
+from talkingmachines.errors import BadInput, NoCapacity
 
 
 def face_mask(face: Rectangle | Tensor, grid: tuple[int, int]) -> Tensor:
@@ -36,6 +36,7 @@ def padded(text: Tensor, tokens: int) -> Tensor:
 class _Kept:
     nbytes: int
     users: int
+    faces: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,17 @@ class AvatarShelf:
         """Make sure that `avatar` is there, and keep it until `give_back`.
 
         Raises:
+            BadInput: another avatar is kept under its digest.
             NoCapacity: with those in use it exceeds the budget.
         """
         if avatar.digest in self._kept:
+            faces = self._kept[avatar.digest].faces
+            if len(avatar.faces) != faces:
+                raise BadInput("avatar.faces", got=len(avatar.faces), expected=f"{faces}, as kept")
             self._hits += 1
         else:
             self._misses += 1
-            self._kept[avatar.digest] = _Kept(self._add(avatar), users=0)
+            self._kept[avatar.digest] = _Kept(self._add(avatar), 0, len(avatar.faces))
         self._kept.move_to_end(avatar.digest)
         self._kept[avatar.digest].users += 1
         self._shrink()

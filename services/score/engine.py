@@ -12,6 +12,7 @@ tail, and rewound in the same way. What fails, fails one session, unless a rank 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -172,6 +173,8 @@ class Engine:
         held = self._find(session)
         if chunk.turn < held.turn:
             return
+        if not math.isfinite(chunk.slack):
+            raise BadInput("chunk.slack", got=chunk.slack, expected="a finite number of seconds")
         if chunk.chunk != held.next_chunk:
             raise BadInput("chunk.chunk", got=chunk.chunk, expected=str(held.next_chunk))
         if len(held.waiting) == _QUEUED:
@@ -370,7 +373,9 @@ class Engine:
     def _admit(self) -> None:
         wanted = len(self._sessions) + 1
         full = wanted > self._limits.sessions
-        if full or not admits(self._load(wanted)):
+        # The first is always let in: times that one stall has spoilt are mended by drawing alone.
+        slow = bool(self._sessions) and not admits(self._load(wanted))
+        if full or slow:
             raise NoCapacity("another session", retry_after=_RETRY_AFTER)
 
     def _load(self, sessions: int) -> float:
@@ -413,11 +418,13 @@ class Engine:
         reason = _typed(error)
         if isinstance(reason, RankLost):
             self._broken, names = reason, list(self._sessions)
-        for name in names:
+        # Some of a batch may have been closed, or have ended, since it was drawn.
+        open_still = [name for name in names if name in self._sessions]
+        for name in open_still:
             _log.error("session %s ended: %s", name, reason, exc_info=error)
             self._forget(name)
-        self._failed += len(names)
-        return [Ended(name, reason) for name in names]
+        self._failed += len(open_still)
+        return [Ended(name, reason) for name in open_still]
 
     def _forget(self, name: str) -> None:
         held = self._sessions.pop(name)

@@ -15,6 +15,7 @@ from fractions import Fraction
 import av
 import av.error
 import numpy as np
+import torch
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -24,6 +25,7 @@ from services.vae.pixels import Pixels
 from talkingmachines.errors import BadInput, EngineFailure
 
 _KEY_INTERVAL = 10  # seconds after which a key frame comes unasked, for viewers that never ask
+_SLOWEST = 1_000  # bits per second; encoders refuse to open below
 
 
 class Codec(Enum):
@@ -48,7 +50,7 @@ class FrameEncoder:
     """One encoded stream. Not thread-safe; needs no device.
 
     Raises:
-        BadInput: a bitrate below 1, or a picture that the codec cannot carry.
+        BadInput: a bitrate below 1,000, or a picture that the codec cannot carry.
     """
 
     def __init__(
@@ -72,8 +74,13 @@ class FrameEncoder:
         pictures were dropped that later ones may refer to, so a key frame comes.
 
         Raises:
+            BadInput: frames of another size or kind.
             EngineFailure: the encoder gave up.
         """
+        width, height = self._size
+        if frames.dtype != torch.uint8 or frames.shape[1:] != (height * 3 // 2, width):
+            got = f"{list(frames.shape)} {frames.dtype}"
+            raise BadInput("frames", got=got, expected=f"uint8 [F, {height * 3 // 2}, {width}]")
         if first_frame != self._next_frame:
             self._key_wanted = True
         self._next_frame = first_frame + len(frames)
@@ -89,7 +96,7 @@ class FrameEncoder:
         its rate in the middle of a stream.
 
         Raises:
-            BadInput: a bitrate below 1.
+            BadInput: a bitrate below 1,000.
         """
         self._bits_per_second = _checked(bits_per_second)
         self._context = self._opened()
@@ -101,7 +108,7 @@ class FrameEncoder:
         picture.pts = self._encoded
         self._encoded += 1
         picture.pict_type = PictureType.I if self._key_wanted else PictureType.NONE
-        self._key_wanted = False
+        self._key_wanted = True  # until this one is out: what follows a failure must stand alone
         try:
             packets = self._context.encode(picture)
         except av.error.FFmpegError as error:
@@ -109,6 +116,7 @@ class FrameEncoder:
         if len(packets) != 1:
             got = f"{len(packets)} packets for one frame"
             raise EngineFailure(f"encoding {self._codec.value} failed: {got}")
+        self._key_wanted = False
         return Encoded(number, packets[0].is_keyframe, bytes(packets[0]))
 
     def _opened(self) -> VideoCodecContext:
@@ -175,6 +183,6 @@ def _pixel_format(codec: Codec) -> str:
 
 
 def _checked(bits_per_second: int) -> int:
-    if bits_per_second < 1:
-        raise BadInput("video.bits_per_second", got=bits_per_second, expected="a positive number")
+    if bits_per_second < _SLOWEST:
+        raise BadInput("video.bits_per_second", got=bits_per_second, expected=f">= {_SLOWEST}")
     return bits_per_second

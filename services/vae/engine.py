@@ -7,6 +7,7 @@ one thread calls it, `step()` by `step()`.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from talkingmachines.errors import BadInput, EngineFailure, NotFound
 from talkingmachines.spec import StreamSpec
 
 _log = logging.getLogger(__name__)
+
+_QUEUED = 32  # pieces of work that a session may have waiting; a session that needs more is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Engine:
         """
         if name in self._sessions:
             raise BadInput("attach.session", got=repr(name), expected="a name that is not open")
+        _check_deadline("attach.deadline", opening.deadline)
+        _check_next("attach.next_chunk", opening.next_chunk)
         rows, columns = self._latent_size(opening.spec)
         channels = self._runner.config.latent_channels
         check_latents("attach.anchor", opening.anchor, (channels, 1, rows, columns))
@@ -133,6 +138,9 @@ class Engine:
         """
         session = self._session(name)
         channels, _, rows, columns = session.anchor.shape
+        _check_deadline("chunk.deadline", chunk.deadline)
+        if len(session.queue) >= _QUEUED:
+            raise BadInput("chunk", got="one more", expected=f"at most {_QUEUED} waiting")
         if chunk.number != session.next_chunk:
             raise BadInput("chunk.number", got=chunk.number, expected=str(session.next_chunk))
         shape = (channels, session.spec.latents_per_chunk, rows, columns)
@@ -149,6 +157,8 @@ class Engine:
         """
         old = self._session(name)
         channels, _, rows, columns = old.anchor.shape
+        _check_deadline("rewind.deadline", deadline)
+        _check_next("rewind.next_chunk", next_chunk)
         check_latents("rewind.tail", tail, (channels, None, rows, columns))
         # Another object under the same name: frames that are on their way belong to the old one,
         # and chunk numbers come again after a rewind.
@@ -356,6 +366,16 @@ class Engine:
         except ValueError as error:
             size = f"{spec.width}x{spec.height}"
             raise BadInput("attach.spec", got=size, expected=str(error)) from error
+
+
+def _check_deadline(name: str, deadline: float) -> None:
+    if not math.isfinite(deadline):  # it would order nothing
+        raise BadInput(name, got=deadline, expected="a finite number of seconds")
+
+
+def _check_next(name: str, chunk: int) -> None:
+    if chunk < 0:
+        raise BadInput(name, got=chunk, expected="a chunk's number, 0 or more")
 
 
 def _check_frames(frames: Tensor, stride: int, per_latent: int) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -29,17 +30,18 @@ def main(task: str, out: Path) -> None:
     worker = Worker(model, rows=1, team=team, capture=None, latent_dtype=torch.float32)
     if team.rank > 0:
         follow(worker, team)
-        return
-    leader = Leader(worker, team)
-    engine = calls.engine(config, hands=leader)
-    if task == "draw":
+    else:
+        leader = Leader(worker, team)
+        engine = calls.engine(config, hands=leader)
+        if task == "lose":
+            lose(engine, out)
         torch.save(script(engine), out)
         leader.dismiss()
-    else:
-        lose(engine, out)
+    # Left to the end of the process, the group's threads may still run then, and abort it.
+    dist.destroy_process_group()
 
 
-def lose(engine: Engine, out: Path) -> None:
+def lose(engine: Engine, out: Path) -> NoReturn:
     """Draw until the other rank is struck, then say how long it took to notice."""
     call = Call(engine.config)
     call.open(engine)

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from services.runtime.weights import BadCheckpoint
 from services.score.checkpoint.loading import save
 from services.score.checkpoint.opening import open_checkpoint
-from services.score.checkpoint.tensors import read_file
+from services.score.checkpoint.tensors import read_file, read_folder
 from tests.score.checkpoints import CPU, I2V, STEM, T2V, tensors, wan_json, write_wan
 
 
@@ -107,7 +108,7 @@ def test_shards_that_are_absent_or_lack_tensors(tmp_path: Path, weights: dict[st
         open_checkpoint(tmp_path)
     assert caught.value.missing == [lost]
     second.unlink()
-    with pytest.raises(BadCheckpoint, match=f"files are absent: {second.name}"):
+    with pytest.raises(BadCheckpoint, match=f"absent beside it: {second.name}"):
         open_checkpoint(tmp_path)
     (tmp_path / f"{STEM}.safetensors.index.json").write_text("{}")
     with pytest.raises(BadCheckpoint, match="expected a weight_map"):
@@ -143,6 +144,33 @@ def test_a_pickle_with_code_is_refused_unrun(tmp_path: Path, modern: bool) -> No
     with pytest.raises(BadCheckpoint, match="not a readable file of tensors and plain data"):
         open_checkpoint(file)
     assert not target.exists()
+
+
+def test_a_compressed_pickle_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"generator": {"x": torch.arange(1000.0)}}, plain)
+    with ZipFile(plain) as old, ZipFile(packed, "w", ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    assert read_file(packed)["generator.x"].read(CPU).equal(torch.arange(1000.0))
+
+
+def test_dicts_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
+    tree: dict[str, object] = {"x": torch.zeros(1)}
+    for _ in range(40):
+        tree = {"a": tree, "b": tree}
+    torch.save(tree, tmp_path / "bomb.pt")
+    with pytest.raises(BadCheckpoint, match="more than once"):
+        read_file(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", 3, None, ["x"], "y" * 5000])
+def test_an_index_names_files_beside_it(tmp_path: Path, file: object) -> None:
+    (tmp_path / f"{STEM}.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": file}})
+    )
+    with pytest.raises(BadCheckpoint):
+        read_folder(tmp_path, STEM)
 
 
 def test_a_pickle_of_something_else(tmp_path: Path) -> None:

@@ -282,6 +282,27 @@ def test_a_session_may_leave_between_step_and_settle() -> None:
     call.draw(engine)
 
 
+def test_a_context_pass_that_fails_does_not_ask_for_sessions_that_left() -> None:
+    config = small.config()
+
+    class Short(Solo):
+        """No memory for a context pass."""
+
+        def perform(self, command: Command[R]) -> R:
+            if isinstance(command, Remember):
+                raise torch.OutOfMemoryError("as a device would say")
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Short(calls.worker(config)))
+    call = Call(config)
+    call.open(engine)
+    engine.submit(call.name, call.next())
+    call.take(engine.step())
+    engine.close(call.name)
+    assert engine.settle() == []
+    assert engine.stats().sessions == 0
+
+
 Log = tuple[PastChunk, ...]
 BROKEN_TAILS: dict[str, Callable[[Log], Log]] = {
     "gap": lambda log: (log[0], log[2]),
@@ -445,6 +466,35 @@ def test_capacity_is_refused_before_running_sessions_pay() -> None:
     assert engine.stats().load == pytest.approx(0.8)
     engine.close("one")
     Call(config, "three").open(engine)
+
+
+def test_one_stall_does_not_lock_an_empty_engine() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    engine.expect({1: 5 * config.spec.chunk_seconds})
+    Call(config, "one").open(engine)
+    with pytest.raises(NoCapacity):
+        Call(config, "two").open(engine)
+
+
+def test_another_avatar_under_a_kept_digest_is_refused() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    engine.open("one", calls.avatar(config), seed=1, tail=LogTail())
+    with pytest.raises(BadInput) as caught:
+        engine.open("two", calls.avatar(config, faces=2), seed=1, tail=LogTail())
+    assert caught.value.field == "avatar.faces"
+    assert engine.stats().sessions == 1
+
+
+def test_a_deadline_that_is_not_a_number_is_refused() -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    with pytest.raises(BadInput) as caught:
+        engine.submit(call.name, replace(call.next(), slack=float("nan")))
+    assert caught.value.field == "chunk.slack"
 
 
 def test_slots_are_limited() -> None:

@@ -189,3 +189,18 @@ def test_lumas_of_a_ramp_rise() -> None:
     ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64).expand(3, 1, 2, 64)
     luma = to_pixels(ramp, Pixels.I420)[0, 0].tolist()
     assert all(a <= b for a, b in pairwise(luma))
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_frames_of_another_size_or_kind_are_refused(codec: Codec) -> None:
+    frames = to_pixels(moving(1), codec.pixels)
+    for wrong in (frames[:, :-2], frames.float(), frames[..., None]):
+        with pytest.raises(BadInput, match="frames: expected uint8"):
+            encoder(codec).encode(wrong, 0)
+
+
+def test_a_bitrate_that_no_encoder_opens_with_is_refused() -> None:
+    there = encoder(Codec.H264)
+    with pytest.raises(BadInput, match="bits_per_second"):
+        there.set_bitrate(5)
+    assert there.encode(to_pixels(moving(1), Codec.H264.pixels), 0)

@@ -164,6 +164,22 @@ def test_rewind_goes_on_from_an_earlier_chunk() -> None:
     close_to(again, {number: expected[number] for number in (4, 5)})
 
 
+def test_what_waits_is_bounded_and_due_at_a_time() -> None:
+    vae, anchor = engine(), stream(0)[0]
+    with pytest.raises(BadInput, match=r"attach\.deadline"):
+        vae.open("a", opening(anchor, deadline=math.nan))
+    with pytest.raises(BadInput, match=r"attach\.next_chunk"):
+        vae.open("a", opening(anchor, next_chunk=-1))
+    vae.open("a", opening(anchor))
+    with pytest.raises(BadInput, match=r"chunk\.deadline"):
+        vae.submit("a", Chunk(0, latents(3, 0), deadline=math.inf))
+    room = 31  # and the rebuild
+    for number in range(room):
+        vae.submit("a", Chunk(number, latents(3, 0), deadline=0.0))
+    with pytest.raises(BadInput, match="waiting"):
+        vae.submit("a", Chunk(room, latents(3, 0), deadline=0.0))
+
+
 def test_the_most_urgent_chunk_goes_first() -> None:
     vae = engine()
     due = {"a": 5.0, "b": 1.0, "c": 3.0}

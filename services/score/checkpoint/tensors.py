@@ -7,13 +7,12 @@ milliseconds and never lies in host memory as a whole.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,9 +151,13 @@ def _read_shards(index: Path) -> Weights:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict):
         raise BadCheckpoint(str(index), why="expected a weight_map")
-    absent = sorted({file for file in where.values() if not (index.parent / file).is_file()})
+    for file in where.values():
+        if not isinstance(file, str):
+            raise BadCheckpoint(str(index), why=f"expected names of files, got {str(file)[:80]}")
+    beside = {path.name for path in index.parent.iterdir() if path.is_file()}
+    absent = sorted({*where.values()} - beside)
     if absent:
-        raise BadCheckpoint(str(index), why=f"files are absent: {', '.join(absent)}")
+        raise BadCheckpoint(str(index), why=f"absent beside it: {', '.join(absent)[:400]}")
     files = {file: _read_safetensors(index.parent / file) for file in sorted({*where.values()})}
     missing = sorted(name for name, file in where.items() if name not in files[file])
     if missing:
@@ -186,24 +189,40 @@ def _read(file: Any, name: str, device: torch.device) -> Tensor:
 
 def _read_pickle(path: Path) -> Weights:
     try:
-        # Only the zip form, which PyTorch has written since 1.6, can stay on disk.
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        told, *_ = str(error).splitlines() or [type(error).__name__]
-        why = f"not a readable file of tensors and plain data: {told}"
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_stay_on_disk(path))
+    except Exception as error:
+        # A damaged file fails wherever the reader happens to be, with whatever it meets there; and
+        # what PyTorch says of it advises to run the file's code.
+        why = f"not a readable file of tensors and plain data ({type(error).__name__})"
         raise BadCheckpoint(str(path), why=why) from error
     if not isinstance(tree, Mapping):
         raise BadCheckpoint(str(path), why=f"expected a dict of tensors, got {type(tree).__name__}")
-    return dict(_flattened(tree))
+    return dict(_flattened(tree, str(path), seen=set()))
 
 
-def _flattened(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Stored]]:
+def _can_stay_on_disk(path: Path) -> bool:
+    """Whether tensors lie in the file as they are: the zip form, without compression.
+
+    Mapped anyway, a compressed tensor is read as if its compressed bytes were numbers.
+    """
+    if not is_zipfile(path):
+        return False
+    with ZipFile(path) as archive:
+        return all(member.compress_type == ZIP_STORED for member in archive.infolist())
+
+
+def _flattened(
+    tree: Mapping[Any, Any], source: str, *, seen: set[int], above: str = ""
+) -> Iterator[tuple[str, Stored]]:
+    if id(tree) in seen:  # dicts that hold each other would unfold for ever
+        raise BadCheckpoint(source, why="a dict of tensors that occurs more than once")
+    seen.add(id(tree))
     for name, value in tree.items():
         path = f"{above}{name}"
         if isinstance(value, Tensor):
             yield path, _held(value)
         elif isinstance(value, Mapping):
-            yield from _flattened(value, f"{path}.")
+            yield from _flattened(value, source, seen=seen, above=f"{path}.")
 
 
 def _held(tensor: Tensor) -> Stored:
