@@ -1,10 +1,10 @@
 """The package needs torch and the standard library alone: GPU machines run it from a checkout."""
 
-import ast
 import sys
 from pathlib import Path
 
 import services.accelerator.replay
+from tests.imports import imported
 
 ALLOWED = {"torch", "services", "__future__"} | sys.stdlib_module_names
 
@@ -13,13 +13,7 @@ def test_accelerator_imports_torch_alone() -> None:
     files = list(Path(services.accelerator.replay.__file__).parent.glob("*.py"))
     assert files
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                assert name.split(".")[0] in ALLOWED, f"{file.name} imports {name}"
-                if name.startswith("services"):
-                    assert name.startswith("services.accelerator")
+        for name in imported(file):
+            assert name.split(".")[0] in ALLOWED, f"{file.name} imports {name}"
+            if name.startswith("services"):
+                assert name.startswith("services.accelerator")

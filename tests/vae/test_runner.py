@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from services.vae.config import wan21
 from services.vae.model import Vae
 from services.vae.runner import Runner, place
 from services.vae.state import State, append
+from tests.imports import imported
 from tests.vae.conftest import CONFIGS, random_vae
 
 CPU = torch.device("cpu")
@@ -97,15 +97,9 @@ def test_gpu_machines_need_few_packages() -> None:
     folder = Path(services.vae.runner.__file__).parent
     for file in sorted(folder.glob("*.py")):
         extra = {"av", "numpy"} if file.name == "codecs.py" else set()
-        for node in ast.walk(ast.parse(file.read_text())):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                root = name.split(".")[0]
-                assert root in allowed | extra | sys.stdlib_module_names, f"{file.name}: {name}"
+        for name in imported(file):
+            root = name.split(".")[0]
+            assert root in allowed | extra | sys.stdlib_module_names, f"{file.name}: {name}"
 
 
 def test_a_step_compiles_as_one_graph() -> None:
