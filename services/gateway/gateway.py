@@ -53,10 +53,7 @@ async def gateway(
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
-        engines = Engines(*[await stack.enter_async_context(it) for it in _channels(settings)])
-        store = Store(_redis(settings), metrics)
-        stack.push_async_callback(store.close)
-        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        engines, store, avatars = await stack.enter_async_context(backing(settings, metrics))
         owner, window = secrets.token_hex(8), settings.resume_seconds
         leases = Leases(store, owner=owner, window=window, metrics=metrics)
         calls = Calls(
@@ -81,6 +78,22 @@ async def gateway(
         await stack.enter_async_context(endpoint)
         await stack.enter_async_context(server)
         yield server, avatars
+
+
+@asynccontextmanager
+async def backing(
+    settings: Settings, metrics: GatewayMetrics
+) -> AsyncIterator[tuple[Engines, Store, Avatars]]:
+    """What lies behind a gateway, and behind whoever prepares characters for it."""
+    async with AsyncExitStack() as stack:
+        engines = Engines(*[await stack.enter_async_context(it) for it in _channels(settings)])
+        store = Store(_redis(settings), metrics)
+        stack.push_async_callback(store.close)
+        yield (
+            engines,
+            store,
+            Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics),
+        )
 
 
 def _redis(settings: Settings) -> Client:
