@@ -17,6 +17,7 @@ from services.gateway.parts import Parts
 from services.gateway.speech import SpeechSource
 from services.gateway.statistics import Standing, statistics
 from services.runtime.metrics import SessionState
+from talkingmachines import duration
 from talkingmachines.errors import BadInput, QuotaExceeded, TimedOut
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Latents, Pcm
@@ -51,7 +52,6 @@ class Session:
         self._ends_at = self._clock() + limits.session_seconds - age
         self._heard_at = self._clock()
         self._messages = Allowance(limits.messages_per_second)
-        self._dropped_seconds = 0.0
         self._warned = False
 
     async def converse(self) -> None:
@@ -88,13 +88,13 @@ class Session:
 
     # ---- What a source of speech can do ----
 
-    def say(self, pcm: Pcm) -> None:
-        chunker = self._parts.chunker
-        if chunker.buffered_seconds + pcm.seconds > self._limits.buffered_seconds:
-            self._drop(pcm)
-            return
+    def say(self, pcm: Pcm, *, first_sample: int | None = None) -> None:
+        chunker, most = self._parts.chunker, self._limits.buffered_seconds
+        if chunker.buffered_seconds + pcm.seconds > most:
+            raise QuotaExceeded("speech that waits to be played", limit=f"{most:g} s")
+        turn = pcm.turn or chunker.turn_for(pcm.speaker)
         with FieldPath("audio"):
-            chunker.speak(pcm, turn=pcm.turn or chunker.turn_for(pcm.speaker))
+            chunker.speak(pcm, turn=turn, first_sample=first_sample)
         self._parts.pacer.speech_changed()
 
     def end_of_speech(self, speaker: int) -> None:
@@ -164,17 +164,6 @@ class Session:
         wire.video = VideoFormat(wire.video.form, settings.over(wire.video.settings))
         self._parts.vae.tell(vae_pb2.DecodeRequest(settings=settings.to_proto()))
 
-    def _drop(self, pcm: Pcm) -> None:
-        """Leave out speech that comes too fast; a client that goes on so is ended."""
-        limit = self._limits.buffered_seconds
-        if not self._dropped_seconds:
-            text = f"at most {limit:g} s of speech may wait to be played; more was left out"
-            kind = avatar_pb2.NOTICE_KIND_SPEECH_DROPPED
-            self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
-        self._dropped_seconds += pcm.seconds
-        if self._dropped_seconds > limit:
-            raise QuotaExceeded("speech that waits to be played", limit=f"{limit:g} s")
-
     # ---- Beside the pipeline ----
 
     async def _kept(
@@ -207,6 +196,12 @@ class Session:
             left = min(self._ends_at - now, self._heard_at + limits.idle_seconds - now)
             if left <= limits.warning_seconds and not self._warned:
                 self._warned = True
-                kind = avatar_pb2.NOTICE_KIND_ENDING_SOON
-                text = f"the session ends in {left:.0f} s"
-                self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
+                self.tell(Event(notice=_ending_soon(left)))
+
+
+def _ending_soon(seconds: float) -> avatar_pb2.Notice:
+    return avatar_pb2.Notice(
+        kind=avatar_pb2.NOTICE_KIND_ENDING_SOON,
+        message=f"the session ends in {seconds:.0f} s",
+        time_left=duration.to_proto(seconds),
+    )
