@@ -158,7 +158,7 @@ class _Call:
                 try:
                     await self._talk(want, grant, character, resumed=False)
                     return
-                except NoCapacity:  # the engines are full, whatever our count says
+                except (NoCapacity, TimedOut):  # the engines are full, whatever our count says
                     if self._running:
                         raise
                     await self._calls.leases.end(grant)
@@ -195,7 +195,7 @@ class _Call:
             async with AsyncExitStack() as attached:
                 for stage in (parts.score, parts.vae):
                     attached.push_async_callback(stage.close)
-                    await stage.open()
+                    await stage.open(running=resumed)
                 self._running = True
                 self._calls.metrics.sessions_opened.labels(_mode(grant.record)).inc()
                 session = self._session(parts, grant, start)

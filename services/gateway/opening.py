@@ -8,7 +8,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from services.gateway.attachment import Attachment, Patience
+from services.gateway.attaching import Patience
+from services.gateway.attachment import Attachment
 from services.gateway.avatars import Character
 from services.gateway.chunker import Chunker
 from services.gateway.engines import Engines, Loaded
@@ -19,6 +20,7 @@ from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.persona import check_persona
 from services.gateway.record import entry_from_proto
+from services.gateway.replicas import Replicas
 from services.gateway.wires import A, I, ScoreWire, VaeWire, Wire
 from services.runtime.metrics import GatewayMetrics
 from talkingmachines import duration
@@ -127,6 +129,7 @@ class Workshop:
     """Puts the parts of sessions together."""
 
     engines: Engines
+    replicas: Replicas
     leases: Leases
     lead: Lead
     patience: Patience
@@ -163,9 +166,24 @@ class Workshop:
             grant, log, keep=self._kept(loaded), at=lambda: (pacer.next, pacer.turn)
         )
         name, looks = grant.session_id, character.conditioning
-        vae_wire = VaeWire(self.engines.vae, name, spec, looks.anchor, video, log, loaded.vae_tail)
+        vae_wire = VaeWire(
+            self.engines.vae,
+            name,
+            spec,
+            looks.anchor,
+            loaded.vae_checkpoint,
+            video,
+            log,
+            loaded.vae_tail,
+        )
         score_wire = ScoreWire(
-            self.engines.score, name, looks, grant.record.seed, log, loaded.score_tail
+            self.engines.score,
+            name,
+            looks,
+            loaded.score_checkpoint,
+            grant.record.seed,
+            log,
+            loaded.score_tail,
         )
         first_frame = start.position.frame
         parts = Parts(
@@ -190,6 +208,7 @@ class Workshop:
             slack=pacer.slack,
             patience=self.patience,
             metrics=self.metrics,
+            seen=self.replicas.seen,
             first_chunk=chunk,
             first_place=place,
         )

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from services.gateway.chunk import Chunk, Rewind
 from services.gateway.link import Call
 from services.gateway.log import SessionLog, TailLength
+from services.gateway.replicas import Replica
 from services.runtime.metrics import Engine, Stage
 from talkingmachines import duration
+from talkingmachines.errors import EngineFailure, Unavailable
 from talkingmachines.media import Latents, LogTail, spec_to_proto
 from talkingmachines.picture import VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -52,8 +54,13 @@ class Wire(Protocol[I, A]):
     def attach(self, next_chunk: int, slack: float | None) -> Any: ...
     def item(self, item: I, slack: float, *, first_place: int) -> Any: ...
     def rewind(self, turn: int, next_chunk: int) -> Any: ...
-    def attached(self, reply: Any) -> str | None:
-        """The replica's name when `reply` says that the attachment stands."""
+    def attached(self, reply: Any) -> Replica:
+        """The replica, when `reply` says that the attachment stands.
+
+        Raises:
+            EngineFailure: it says something else.
+            Unavailable: the replica has loaded another checkpoint than the session runs with.
+        """
 
     def read(self, reply: Any) -> A | media_pb2.HandOver: ...
     def restart(self, rewind: Rewind) -> tuple[int, int]:
@@ -70,6 +77,7 @@ class ScoreWire:
     stub: ScoreServiceAsyncStub
     session_id: str
     conditioning: score_pb2.Conditioning
+    checkpoint: str
     seed: int
     log: SessionLog
     tail: TailLength
@@ -100,8 +108,8 @@ class ScoreWire:
         tail = _tail(self.log, next_chunk, self.tail)
         return score_pb2.DenoiseRequest(rewind=score_pb2.DenoiseRewind(turn=turn, tail=tail))
 
-    def attached(self, reply: score_pb2.DenoiseResponse) -> str | None:
-        return reply.attached.replica if reply.HasField("attached") else None
+    def attached(self, reply: score_pb2.DenoiseResponse) -> Replica:
+        return _attached(reply, expected=self.checkpoint)
 
     def read(self, reply: score_pb2.DenoiseResponse) -> Latents | media_pb2.HandOver:
         if reply.HasField("hand_over"):
@@ -126,6 +134,7 @@ class VaeWire:
     session_id: str
     spec: StreamSpec
     anchor: media_pb2.Tensor
+    checkpoint: str
     video: VideoFormat
     log: SessionLog
     tail: TailLength
@@ -160,12 +169,11 @@ class VaeWire:
         tail = _tail(self.log, next_chunk, self.tail)
         return vae_pb2.DecodeRequest(rewind=vae_pb2.DecodeRewind(turn=turn, tail=tail))
 
-    def attached(self, reply: vae_pb2.DecodeResponse) -> str | None:
-        if not reply.HasField("attached"):
-            return None
+    def attached(self, reply: vae_pb2.DecodeResponse) -> Replica:
+        replica = _attached(reply, expected=self.checkpoint)
         if reply.attached.HasField("video"):  # with the replica's defaults filled in
             self.video = VideoFormat.from_proto(reply.attached.video, at="attached.video")
-        return reply.attached.replica
+        return replica
 
     def read(self, reply: vae_pb2.DecodeResponse) -> VideoFrame | media_pb2.HandOver:
         if reply.HasField("hand_over"):
@@ -180,6 +188,19 @@ class VaeWire:
 
     def place(self, answer: VideoFrame) -> int:
         return answer.frame
+
+
+def _attached(
+    reply: score_pb2.DenoiseResponse | vae_pb2.DecodeResponse, *, expected: str
+) -> Replica:
+    if not reply.HasField("attached"):
+        kind = reply.WhichOneof("message")
+        raise EngineFailure(f"an attachment that begins with {kind or 'nothing'}")
+    got = reply.attached.checkpoint
+    if got != expected:
+        what = f"a replica with checkpoint {expected} (one has {got})"
+        raise Unavailable(what, retry_after=1.0)
+    return Replica(reply.attached.replica, reply.attached.capacity.slots)
 
 
 def _tail(log: SessionLog, next_chunk: int, length: TailLength) -> media_pb2.LogTail:

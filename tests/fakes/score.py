@@ -55,6 +55,8 @@ class FakeScore(ScoreServiceServicer):
             takes_prompt=self.takes_prompt,
             max_speakers=self.max_speakers,
             tail=self.tail,
+            capacity=self.replica.capacity,
+            replica=self.replica.name,
         )
 
     async def Condition(
@@ -87,7 +89,8 @@ class FakeScore(ScoreServiceServicer):
                             checkpoint=CHECKPOINT,
                             tail=self.tail,
                             max_age=duration.to_proto(self.replica.max_age or 0),
-                            replica="fake",
+                            replica=self.replica.name,
+                            capacity=self.replica.capacity,
                         )
                         yield score_pb2.DenoiseResponse(attached=attached)
                     case "chunk" if session is not None:

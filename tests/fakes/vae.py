@@ -71,6 +71,8 @@ class FakeVae(VaeServiceServicer):
             spatial_stride=8,
             frames_per_latent=self.frames_per_latent,
             tail_latents=self.tail_latents,
+            capacity=self.replica.capacity,
+            replica=self.replica.name,
         )
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:
@@ -97,7 +99,8 @@ class FakeVae(VaeServiceServicer):
                             checkpoint=self.checkpoint,
                             tail_latents=self.tail_latents,
                             max_age=duration.to_proto(self.replica.max_age or 0),
-                            replica="fake",
+                            replica=self.replica.name,
+                            capacity=self.replica.capacity,
                             video=event.attach.video,
                         )
                         yield vae_pb2.DecodeResponse(attached=attached)

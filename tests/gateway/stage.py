@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from services.gateway.attachment import Attachment, Patience
+from services.gateway.attaching import Patience
+from services.gateway.attachment import Attachment
 from services.gateway.chunker import Chunker
 from services.gateway.limits import SessionLimits
 from services.gateway.log import SessionLog, TailLength
@@ -191,6 +192,7 @@ async def stage(
         cast(Any, LocalScore(score)),
         "s",
         conditioning,
+        CHECKPOINT,
         seed,
         log,
         TailLength(1, score.tail.speech_chunks),
@@ -200,12 +202,18 @@ async def stage(
         "s",
         spec,
         anchor,
+        vae.checkpoint,
         VideoFormat(video),
         log,
         TailLength(-(-tail_latents // spec.latents_per_chunk)),
     )
     waits = patience or Patience()
-    kit: dict[str, Any] = {"slack": pacer.slack, "patience": waits, "metrics": metrics}
+    kit: dict[str, Any] = {
+        "slack": pacer.slack,
+        "patience": waits,
+        "metrics": metrics,
+        "seen": lambda _engine, _replica: None,
+    }
     parts = Parts(
         log=log,
         chunker=chunker,
@@ -226,8 +234,8 @@ async def stage(
         while (request := await requests.get()) is not None:
             yield request
 
-    await parts.score.open()
-    await parts.vae.open()
+    await parts.score.open(running=False)
+    await parts.vae.open(running=False)
     running = asyncio.create_task(session.run(sent(), Drive(session)))
     reading = asyncio.create_task(client.read(outbox))
     try:
