@@ -217,6 +217,7 @@ class _Call:
             self._caller.limits.session,
             self._standing,
             backlog=start.backlog,
+            new_from=start.new_from,
             age=time() - grant.record.open_time.seconds,
         )
 

@@ -101,13 +101,14 @@ class Start:
     turn: int
     position: Position
     decode_from: int  # first chunk whose frames are still wanted
+    new_from: int  # first frame that no earlier connection can have sent
 
     @classmethod
     def of(cls, grant: Grant, spec: StreamSpec, playback: Position | None) -> Start:
         """From what the last owner wrote, and what the client says it played."""
         entries = tuple(entry_from_proto(message) for message in grant.log)
         if not entries:
-            return cls((), 0, Position(0, 0), 0)
+            return cls((), 0, Position(0, 0), 0, 0)
         first, end = entries[0].chunk.chunk, entries[-1].chunk.chunk + 1
         frame = grant.log[-1].sent_frame if playback is None else playback.frame
         frame = min(max(frame, spec.first_frame(first)), spec.first_frame(end))
@@ -115,7 +116,7 @@ class Start:
         sample = spec.sample_of_frame(frame) if playback is None else playback.sample
         least, most = spec.first_sample(decode_from), spec.first_sample(decode_from + 1)
         at = Position(frame, min(max(sample, least), most))
-        return cls(entries, grant.log[-1].turn, at, decode_from)
+        return cls(entries, grant.log[-1].turn, at, decode_from, spec.first_frame(end))
 
     @property
     def backlog(self) -> tuple[Latents, ...]:

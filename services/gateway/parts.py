@@ -25,6 +25,9 @@ class Journal(Protocol):
     def wrote(self, chunk: int) -> None:
         """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
 
+    def told(self) -> None:
+        """The client has the newest token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:

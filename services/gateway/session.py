@@ -32,6 +32,7 @@ class Session:
 
     Args:
         backlog: chunks of a resumed session that are drawn and were not played.
+        new_from: the first frame that no earlier connection can have sent.
         age: seconds that a resumed session has lasted already.
     """
 
@@ -42,12 +43,14 @@ class Session:
         standing: Standing,
         *,
         backlog: tuple[Latents, ...] = (),
+        new_from: int = 0,
         age: float = 0.0,
     ) -> None:
         self._parts = parts
         self._limits = limits
         self._standing = standing
         self._backlog = backlog
+        self._new_from = new_from
         self._clock = asyncio.get_running_loop().time
         self._ends_at = self._clock() + limits.session_seconds - age
         self._heard_at = self._clock()
@@ -143,9 +146,7 @@ class Session:
             case "interrupt":
                 self.interrupt(request.interrupt.turn)
             case "playback":
-                playback = request.playback
-                position = Position(playback.frame, playback.sample)
-                self._parts.pacer.played(position, turn=playback.turn)
+                self._played(request.playback)
             case "key_frame":
                 self.ask_key_frame()
             case "settings":
@@ -154,6 +155,12 @@ class Session:
                 raise BadInput("message", got="nothing", expected="one of the contract's")
             case _:
                 source.take(request)
+
+    def _played(self, playback: avatar_pb2.PlaybackPosition) -> None:
+        if playback.frame > self._new_from:  # shown by this connection, so its Ready was read
+            self._parts.journal.told()
+        position = Position(playback.frame, playback.sample)
+        self._parts.pacer.played(position, turn=playback.turn)
 
     def ask_key_frame(self) -> None:
         self._parts.vae.tell(vae_pb2.DecodeRequest(key_frame=media_pb2.KeyFrameRequest()))

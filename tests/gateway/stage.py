@@ -71,6 +71,7 @@ class LocalVae:
 
 class NoJournal:
     def wrote(self, chunk: int) -> None: ...
+    def told(self) -> None: ...
 
 
 @dataclass

@@ -220,7 +220,7 @@ async def test_resampled_speech_goes_on_where_it_was(redis: ValkeyServer, tmp_pa
     assert abs(heard - expected).max() <= 1  # the filter begins anew
 
 
-async def test_a_token_works_once_and_only_for_its_tenant_s_session(
+async def test_a_token_works_until_the_next_is_known_to_have_arrived(
     redis: ValkeyServer, tmp_path: Path
 ) -> None:
     async with fleet(redis, tmp_path) as on:
@@ -230,16 +230,27 @@ async def test_a_token_works_once_and_only_for_its_tenant_s_session(
         token = ready.resume_token
         talk.vanish()
         await talk.over()
+        lost = Talk().start(one.stub, resume_token=token)  # its Ready never arrived
+        await lost.ready()
         second = Talk().start(one.stub, resume_token=token)
-        assert (await second.ready()).resume_token != token
-        third = await Talk().start(one.stub, resume_token=token).over()
-        assert isinstance(third.error, NotFound)
+        newest = (await second.ready()).resume_token
+        assert newest not in (token, (await lost.ready()).resume_token)
+        await second.until(lambda talk: talk.frames and talk.frames[-1].frame > 60)
+        second.send(playback=avatar_pb2.PlaybackPosition(frame=60))
+        before = f"tm:session:{{{ready.session_id}}}"
+        await eventually(lambda: _lacks(on, before, "token_before"))
+        assert isinstance((await _resume(one, token)).error, NotFound)
         assert isinstance((await _resume(one, b"nonsense")).error, NotFound)
+        assert isinstance((await lost.over()).error, Fenced)
         stored = await on.redis.hgetall(f"tm:session:{{{ready.session_id}}}")
         assert stored
-        assert token not in repr(stored).encode()
+        assert not any(secret in repr(stored).encode() for secret in (token, newest))
         second.hang_up()
         await second.over()
+
+
+async def _lacks(on: Fleet, key: str, field: str) -> bool:
+    return not await on.redis.hexists(key, field)
 
 
 async def _resume(one: Gateway, token: bytes) -> Talk:
