@@ -23,7 +23,8 @@ from services.gateway.attaching import Attaching, Going, Patience, Refused, Seen
 from services.gateway.chunk import Rewind
 from services.gateway.link import Link
 from services.gateway.log import SessionLog
-from services.gateway.wires import A, I, Wire
+from services.gateway.spans import Spans
+from services.gateway.wires import A, Due, I, Wire
 from services.runtime.metrics import GatewayMetrics, HandOverReason, Outcome
 from talkingmachines import duration
 from talkingmachines.errors import BadInput, EngineFailure, TalkingMachinesError, TimedOut
@@ -97,6 +98,7 @@ class Attachment(Generic[I, A]):
         slack: Callable[[int], float],
         patience: Patience,
         metrics: GatewayMetrics,
+        spans: Spans,
         seen: Seen,
         first_chunk: int = 0,
         first_place: int = 0,
@@ -106,6 +108,7 @@ class Attachment(Generic[I, A]):
         self._slack = slack
         self._patience = patience
         self._metrics = metrics
+        self._spans = spans
         self._attaching = Attaching(
             wire, going=self._going, patience=patience, metrics=metrics, seen=seen
         )
@@ -223,6 +226,7 @@ class Attachment(Generic[I, A]):
         """Count how long a chunk took."""
         seconds = asyncio.get_running_loop().time() - self._given_at.pop(chunk)
         self._metrics.chunk_seconds.labels(self._wire.stage).observe(seconds)
+        self._spans.stage(chunk, self._wire.stage, seconds)
         mean = self.mean_seconds or seconds
         self.mean_seconds = mean + _NEWEST * (seconds - mean)
 
@@ -235,8 +239,8 @@ class Attachment(Generic[I, A]):
             return
         for chunk, item in self._pending.items():
             if chunk == link.next_chunk:
-                slack = self._slack(chunk)
-                link.send(self._wire.item(item, slack, first_place=self._expected))
+                due = Due(self._slack(chunk), self._expected, self._spans.context(chunk))
+                link.send(self._wire.item(item, due))
                 link.next_chunk = chunk + 1
 
     def _rewind(self, rewind: Rewind) -> None:

@@ -193,6 +193,7 @@ class _Call:
         )
         with about(session=grant.session_id):
             async with AsyncExitStack() as attached:
+                attached.callback(parts.spans.cut_off)
                 for stage in (parts.score, parts.vae):
                     attached.push_async_callback(stage.close)
                     await stage.open(running=resumed)

@@ -68,7 +68,9 @@ async def gateway(
             avatars=avatars,
             leases=leases,
             admission=Admission(store, settings.capacity, metrics=metrics),
-            workshop=Workshop(engines, replicas, leases, settings.lead, settings.patience, metrics),
+            workshop=Workshop(
+                engines, replicas, leases, settings.lead, settings.patience, metrics, tracing
+            ),
             drain=drain,
             metrics=metrics,
             conversation=conversation,

@@ -21,8 +21,10 @@ from services.gateway.parts import Parts
 from services.gateway.persona import check_persona
 from services.gateway.record import entry_from_proto
 from services.gateway.replicas import Replicas
+from services.gateway.spans import Spans
 from services.gateway.wires import A, I, ScoreWire, VaeWire, Wire
 from services.runtime.metrics import GatewayMetrics
+from services.runtime.tracing import Tracing
 from talkingmachines import duration
 from talkingmachines.errors import BadInput
 from talkingmachines.media import Latents
@@ -135,6 +137,7 @@ class Workshop:
     lead: Lead
     patience: Patience
     metrics: GatewayMetrics
+    tracing: Tracing
 
     def parts(
         self,
@@ -151,6 +154,7 @@ class Workshop:
         positions = start.entries[-1].chunk.positions if start.entries else ()
         speakers = len(character.avatar.speakers)
         log = SessionLog(spec, start.entries)
+        spans = Spans(self.tracing)
         chunker = Chunker(spec, speakers=speakers, turn=start.turn, positions=positions)
         pacer = Pacer(
             spec,
@@ -160,6 +164,7 @@ class Workshop:
             lead=self.lead,
             keep=loaded.keep,
             metrics=self.metrics,
+            spans=spans,
             start=start.position,
             opened_at=opened_at,
         )
@@ -186,21 +191,28 @@ class Workshop:
             log,
             loaded.score_tail,
         )
-        first_frame = start.position.frame
+        next_chunk, first_frame = log.next_chunk, start.position.frame
         parts = Parts(
             log=log,
             chunker=chunker,
             pacer=pacer,
-            score=self._stage(score_wire, log, pacer, log.next_chunk, log.next_chunk),
-            vae=self._stage(vae_wire, log, pacer, start.decode_from, first_frame),
+            score=self._stage(score_wire, log, pacer, spans, next_chunk, next_chunk),
+            vae=self._stage(vae_wire, log, pacer, spans, start.decode_from, first_frame),
             vae_wire=vae_wire,
             outbox=outbox,
             journal=lease,
+            spans=spans,
         )
         return parts, lease
 
     def _stage(
-        self, wire: Wire[I, A], log: SessionLog, pacer: Pacer, chunk: int, place: int
+        self,
+        wire: Wire[I, A],
+        log: SessionLog,
+        pacer: Pacer,
+        spans: Spans,
+        chunk: int,
+        place: int,
     ) -> Attachment[I, A]:
         """A stage that begins with this chunk and this answer."""
         return Attachment(
@@ -209,6 +221,7 @@ class Workshop:
             slack=pacer.slack,
             patience=self.patience,
             metrics=self.metrics,
+            spans=spans,
             seen=self.replicas.seen,
             first_chunk=chunk,
             first_place=place,

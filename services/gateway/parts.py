@@ -14,6 +14,7 @@ from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
 from services.gateway.outbox import Outbox
 from services.gateway.pacer import Pacer
+from services.gateway.spans import Spans
 from services.gateway.wires import VaeWire
 from talkingmachines.media import Latents
 from talkingmachines.picture import VideoFrame
@@ -41,3 +42,4 @@ class Parts:
     vae_wire: VaeWire
     outbox: Outbox
     journal: Journal
+    spans: Spans

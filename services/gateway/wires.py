@@ -40,6 +40,15 @@ I = TypeVar("I", bound=HasChunk, contravariant=True)  # noqa: E741  an item: a s
 A = TypeVar("A", bound=HasChunk)  # an answer: what a stage gives
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is sent along with a chunk's work."""
+
+    slack: float  # seconds until it is due; negative: late already
+    first_place: int  # the first answer that is wanted
+    trace: str  # context of the chunk's span; empty: it has none
+
+
 class Wire(Protocol[I, A]):
     """One session's messages to one kind of engine.
 
@@ -52,7 +61,7 @@ class Wire(Protocol[I, A]):
 
     def connect(self, requests: AsyncIterator[Any]) -> Call[Any]: ...
     def attach(self, next_chunk: int, slack: float | None) -> Any: ...
-    def item(self, item: I, slack: float, *, first_place: int) -> Any: ...
+    def item(self, item: I, due: Due) -> Any: ...
     def rewind(self, turn: int, next_chunk: int) -> Any: ...
     def attached(self, reply: Any) -> Replica:
         """The replica, when `reply` says that the attachment stands.
@@ -100,9 +109,10 @@ class ScoreWire:
         )
         return score_pb2.DenoiseRequest(attach=attach)
 
-    def item(self, item: Chunk, slack: float, *, first_place: int) -> score_pb2.DenoiseRequest:
-        del first_place  # a chunk has one answer
-        return score_pb2.DenoiseRequest(chunk=item.to_proto(slack))
+    def item(self, item: Chunk, due: Due) -> score_pb2.DenoiseRequest:
+        chunk = item.to_proto(due.slack)
+        chunk.traceparent = due.trace
+        return score_pb2.DenoiseRequest(chunk=chunk)
 
     def rewind(self, turn: int, next_chunk: int) -> score_pb2.DenoiseRequest:
         tail = _tail(self.log, next_chunk, self.tail)
@@ -158,10 +168,12 @@ class VaeWire:
         )
         return vae_pb2.DecodeRequest(attach=attach)
 
-    def item(self, item: Latents, slack: float, *, first_place: int) -> vae_pb2.DecodeRequest:
-        skip = max(0, first_place - self.first_place(item.chunk))
+    def item(self, item: Latents, due: Due) -> vae_pb2.DecodeRequest:
         chunk = vae_pb2.DecodeChunk(
-            latents=item.to_proto(), slack=duration.to_proto(slack), skip_frames=skip
+            latents=item.to_proto(),
+            slack=duration.to_proto(due.slack),
+            skip_frames=max(0, due.first_place - self.first_place(item.chunk)),
+            traceparent=due.trace,
         )
         return vae_pb2.DecodeRequest(chunk=chunk)
 

@@ -44,6 +44,7 @@ class FakeScore(ScoreServiceServicer):
         self.max_speakers = max_speakers
         self.replica = Replica()
         self.slacks: list[float] = []
+        self.traces: list[str] = []
 
     async def Describe(
         self, request: score_pb2.ScoreServiceDescribeRequest, context: Any
@@ -95,6 +96,7 @@ class FakeScore(ScoreServiceServicer):
                         yield score_pb2.DenoiseResponse(attached=attached)
                     case "chunk" if session is not None:
                         self.slacks.append(duration.from_proto(event.chunk.slack))
+                        self.traces.append(event.chunk.traceparent)
                         await attachment.work()
                         latents = session.draw(event.chunk)
                         yield score_pb2.DenoiseResponse(latents=latents.to_proto())

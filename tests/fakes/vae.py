@@ -61,6 +61,7 @@ class FakeVae(VaeServiceServicer):
         self.replica = Replica()
         self.encoders = count()
         self.quality: list[int] = []
+        self.traces: list[str] = []
 
     async def Describe(
         self, request: vae_pb2.VaeServiceDescribeRequest, context: Any
@@ -105,6 +106,7 @@ class FakeVae(VaeServiceServicer):
                         )
                         yield vae_pb2.DecodeResponse(attached=attached)
                     case "chunk" if session is not None:
+                        self.traces.append(event.chunk.traceparent)
                         await attachment.work()
                         for frame in session.decode(event.chunk):
                             yield vae_pb2.DecodeResponse(frame=frame.to_proto())

@@ -21,11 +21,14 @@ from services.gateway.outbox import Outbox, Room
 from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.session import Session
+from services.gateway.spans import Spans
 from services.gateway.speech import Drive
 from services.gateway.statistics import Standing
 from services.gateway.wake import Wake
 from services.gateway.wires import ScoreWire, VaeWire
 from services.runtime.metrics import GatewayMetrics, SessionState
+from services.runtime.settings import Telemetry
+from services.runtime.tracing import Tracing
 from talkingmachines.media import Pcm, Tensor
 from talkingmachines.picture import Codec, PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -165,6 +168,7 @@ async def stage(
     work_seconds: float = 0.05,
     spec: StreamSpec = SPEC,
     tail_latents: int = 8,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Stage]:
     """A session whose client reads; leaving waits for the session's end and raises its error."""
     score = FakeScore(spec, history_samples=HISTORY_SAMPLES)
@@ -178,6 +182,7 @@ async def stage(
     conditioning = score_pb2.Conditioning(checkpoint=CHECKPOINT, anchor=anchor, faces=faces)
     log, chunker = SessionLog(spec), Chunker(spec, speakers=2)
     outbox = Outbox(room or Room())
+    spans = Spans(tracing or Tracing("gateway", Telemetry()))
     pacer = Pacer(
         spec,
         log,
@@ -186,6 +191,7 @@ async def stage(
         lead=lead or Lead(),
         keep=4,
         metrics=metrics,
+        spans=spans,
         start=Position(0, 0),
         opened_at=0.0,
     )
@@ -213,6 +219,7 @@ async def stage(
         "slack": pacer.slack,
         "patience": waits,
         "metrics": metrics,
+        "spans": spans,
         "seen": lambda _engine, _replica: None,
     }
     parts = Parts(
@@ -224,6 +231,7 @@ async def stage(
         vae_wire=vae_wire,
         outbox=outbox,
         journal=NoJournal(),
+        spans=spans,
     )
     standing = Standing(metrics, SessionState.LISTENING)
     session = Session(parts, limits or SessionLimits(), standing)
@@ -248,5 +256,6 @@ async def stage(
         client.reading.set()
         await asyncio.gather(reading, parts.score.close(), parts.vae.close())
         await asyncio.gather(running, return_exceptions=True)
+        spans.cut_off()
     assert score.replica.running == 0
     assert vae.replica.running == 0
