@@ -47,10 +47,10 @@ async def bundle(model: Path, settings: Settings) -> None:
     Raises:
         TalkingMachinesError: a picture cannot be used.
     """
-    async with backing(settings, GatewayMetrics(CollectorRegistry())) as (engines, _, avatars):
-        await _answering(engines)
+    async with backing(settings, GatewayMetrics(CollectorRegistry())) as behind:
+        await _answering(behind.engines)
         for picture in pictures(model):
-            await _made(avatars, picture)
+            await _made(behind.avatars, picture)
 
 
 async def _answering(engines: Engines) -> None:

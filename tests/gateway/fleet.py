@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def png(width: int = 96, height: int = 96, *, seed: int = 0, kind: str = "PNG") 
     return file.getvalue()
 
 
+async def eventually(true: Callable[[], Any]) -> None:
+    """Wait until something has come about that nobody would tell us of."""
+    async with asyncio.timeout(8):
+        found = None
+        while not found:
+            await asyncio.sleep(0.02)
+            found = true()
+            found = await found if isawaitable(found) else found
+
+
 @contextmanager
 def valkey() -> Iterator[ValkeyServer]:
     with ValkeyServer() as server:
@@ -95,13 +106,14 @@ class Fleet:
     redis: RedisClient
     engines: list[Server]
 
-    async def restart_engines(self, *, away: float) -> None:
-        """Stop the engines' servers, and start them again at the same addresses."""
-        ports = [server.port for server in self.engines]
+    async def stop_engines(self) -> None:
         for server in self.engines:
             server.drain.end_now()
             await server.stop()
-        await asyncio.sleep(away)
+
+    async def start_engines(self) -> None:
+        """Start the engines' servers again at the same addresses."""
+        ports = [server.port for server in self.engines]
         for add, port in zip(_adders(self.score, self.vae), ports, strict=True):
             await self.stack.enter_async_context(_server(add, port=port))
 
