@@ -66,10 +66,18 @@ def _value(kind: Any, value: object, path: str) -> object:
         return _tuple(get_args(kind), value, path)
     # JSON writes 1.0 as 1 in many hands, so an integer is a number; a bool never is.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value, path)
     if type(value) is not kind:
         raise Misfit(path, got=repr(value), expected=f"a value of type {kind.__name__}")
     return value
+
+
+def _float(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        got = f"an integer of {value.bit_length()} bits"
+        raise Misfit(path, got=got, expected="a value of type float") from None
 
 
 def _one_of(kinds: tuple[Any, ...], value: object, path: str) -> object:
