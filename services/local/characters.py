@@ -20,13 +20,14 @@ from services.gateway.engines import Engines
 from services.gateway.gateway import backing
 from services.gateway.images import ImageLimits
 from services.gateway.settings import Settings
+from services.runtime import logs
 from services.runtime.metrics import GatewayMetrics
 from services.runtime.settings import read
 from talkingmachines.errors import BadInput, NotFound, TalkingMachinesError, Unavailable
 from talkingmachines.v1 import avatar_pb2
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.3
 _MOST = 10_000
 
 
@@ -79,6 +80,7 @@ async def _made(avatars: Avatars, picture: Path) -> None:
 
 
 def main() -> None:
+    logs.configure("characters", level="warning")
     try:
         asyncio.run(bundle(Path(sys.argv[1]), read(Settings)))
     except TalkingMachinesError as error:

@@ -117,11 +117,16 @@ def _complaints(folder: Path) -> str:
     return "\n".join(line for log in logs for line in log.read_text(errors="replace").splitlines())
 
 
+def _end(*_: object) -> None:
+    sys.exit(0)
+
+
 def main() -> None:
     order = Order.from_json(sys.argv[1])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _end)
     try:
         with cluster(order):
+            signal.signal(signal.SIGTERM, _end)  # Ray has put its own in the place
             print("the engines serve", flush=True)
             while True:
                 signal.pause()
