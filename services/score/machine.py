@@ -29,6 +29,7 @@ from services.score.parallel import Alone, Leader, Ranks, Solo, share_attention
 from services.score.rehearsal import rehearse
 from services.score.rope import table
 from services.score.worker import Worker
+from talkingmachines.errors import BadInput
 
 _SHAPES = 64  # of passes: beyond this the compiler would give up in silence
 
@@ -93,7 +94,15 @@ def employ(
 def engine_over(
     worker: Worker, front_end: FrontEnd | None, limits: Limits, ranks: Ranks | None = None
 ) -> Engine:
-    """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs."""
+    """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs.
+
+    Raises:
+        BadInput: `limits` asks for larger batches than the worker has rows for.
+    """
+    if limits.rows > worker.rows:
+        raise BadInput(
+            "limits.rows", got=limits.rows, expected=f"at most the worker's {worker.rows}"
+        )
     hands = Solo(worker) if ranks is None else Leader(worker, ranks)
     engine = Engine(worker.config, hands, front_end, limits=limits, queues=worker.queues)
     rehearse(engine)
