@@ -38,9 +38,8 @@ def cluster(services: Sequence[str] = ("score", "vae"), *, cpus: int = 8) -> Ite
 
     `cpus` is what Ray is told, so that more fits than the machine has.
     """
-    quiet = {**_QUIET, "RAY_TEST_OWNER": str(os.getpid())}
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update(_QUIET)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need a short path
     port = _free_port()
     try:
