@@ -96,7 +96,11 @@ def _serve(order: Order) -> None:
     builders = {name: import_module(f"services.{name}.app") for name in APPLICATIONS}
     serve.run_many(
         [
-            serve.RunTarget(target=builder.app(order.arguments[name]), name=name, route_prefix=None)
+            serve.RunTarget(
+                target=builder.app(order.arguments[name]),
+                name=name,
+                route_prefix=f"/{name}",  # without one, the gRPC proxy does not find it either
+            )
             for name, builder in builders.items()
         ]
     )
