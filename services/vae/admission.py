@@ -6,6 +6,7 @@ which to ask again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from talkingmachines.errors import NoCapacity
@@ -14,12 +15,27 @@ from talkingmachines.spec import StreamSpec
 _SMOOTHING = 0.2  # weight of the newest chunk in the running mean
 
 
+_WIDEST_BATCH = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    memory_bytes: int  # device memory that sessions may hold together
-    load: float = 0.9  # share of the device's time that may be promised to sessions
+    """What one device may promise.
+
+    Raises:
+        ValueError: a number out of its range; the message names the field.
+    """
+
+    memory_bytes: int  # device memory that sessions may hold together, >= 1
+    load: float = 0.9  # share of the device's time that may be promised to sessions, > 0
     batch: int = 1  # sessions decoded in one pass; gains nothing on CPUs (docs/vae.md)
-    retry_after: float = 2.0  # seconds after which a refused session may ask again
+    retry_after: float = 2.0  # seconds after which a refused session may ask again, >= 0
+
+    def __post_init__(self) -> None:
+        _require(self.memory_bytes >= 1, "memory_bytes", self.memory_bytes, "at least 1")
+        _require(0 < self.load < math.inf, "load", self.load, "a positive number")
+        _require(0 <= self.retry_after < math.inf, "retry_after", self.retry_after, "0 or more")
+        _require(1 <= self.batch <= _WIDEST_BATCH, "batch", self.batch, f"1 to {_WIDEST_BATCH}")
 
 
 Size = tuple[int, int, int]  # latents per chunk, rows, columns in pixels
@@ -86,3 +102,8 @@ def _size(spec: StreamSpec) -> Size:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
+
+
+def _require(holds: bool, field: str, got: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{field}: expected {expected}, got {got}")
