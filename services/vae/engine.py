@@ -27,6 +27,7 @@ from services.vae.session import (
     Failed,
     InFlight,
     Opening,
+    Ready,
     Rebuild,
     Session,
     check_latents,
@@ -75,7 +76,7 @@ class Engine:
     """Decodes sessions by earliest deadline.
 
     `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: a batch of
-    chunks, or one rebuild (for Wan2.1 as long as two chunks).
+    chunks, or a piece of a rebuild, which is no longer than a chunk.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Engine:
         check_latents("attach.tail", opening.tail, (channels, None, rows, columns))
         self._admission.admit(name, opening.spec, self._runner.session_bytes(rows, columns))
         session = Session(name, opening.spec, opening.pixels, opening.anchor, opening.next_chunk)
-        session.queue.append(Rebuild(opening.tail, opening.deadline))
+        session.queue.append(self._rebuild_from(session, opening.tail, opening.deadline))
         self._sessions[name] = session
 
     def submit(self, name: str, chunk: Chunk) -> None:
@@ -163,7 +164,7 @@ class Engine:
         # Another object under the same name: frames that are on their way belong to the old one,
         # and chunk numbers come again after a rewind.
         session = Session(name, old.spec, old.pixels, old.anchor, next_chunk)
-        session.queue.append(Rebuild(tail, deadline))
+        session.queue.append(self._rebuild_from(session, tail, deadline))
         self._sessions[name] = session
 
     def close(self, name: str) -> None:
@@ -275,17 +276,31 @@ class Engine:
             batch.append((session, work))
         return batch
 
+    def _rebuild_from(self, session: Session, tail: Tensor, deadline: float) -> Rebuild:
+        # No piece is longer than a chunk, so a rebuild delays others no more than a chunk does.
+        pieces = self._runner.rebuild(
+            session.anchor[None], tail[None], latents=session.spec.latents_per_chunk
+        )
+        return Rebuild(pieces, deadline)
+
     def _rebuild(self, session: Session, work: Rebuild) -> list[Event]:
+        """One piece of a rebuild; the rest goes back to the head of the session's queue."""
         started = self._clock()
         try:
-            session.state = self._runner.begin(session.anchor[None], work.tail[None])
-            finite = all(bool(slot.isfinite().all()) for slot in session.state.slots)
+            state = next(work.pieces)
+            finite = state is None or all(bool(slot.isfinite().all()) for slot in state.slots)
         except RuntimeError as error:
             return [self._fail(session, str(error))]
-        self._count.rebuilds += 1
-        self._count.rebuild_seconds += self._clock() - started
         self._last_arrival = self._clock()
-        return [] if finite else [self._fail(session, "the rebuilt state is not a number")]
+        self._count.rebuild_seconds += self._last_arrival - started
+        if state is None:
+            session.queue.appendleft(work)
+            return []
+        session.state = state
+        self._count.rebuilds += 1
+        if not finite:
+            return [self._fail(session, "the rebuilt state is not a number")]
+        return [Ready(session.name)]
 
     def _decode(self, batch: list[tuple[Session, Chunk]]) -> list[Event]:
         started = self._clock()

@@ -7,6 +7,7 @@ anywhere, at any time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -16,6 +17,10 @@ from services.vae.pixels import Pixels
 from services.vae.state import State
 from talkingmachines.errors import BadInput, EngineFailure
 from talkingmachines.spec import StreamSpec
+
+# Normalised latents are about 1. What is larger than this is no picture, and would overflow on
+# its way through the decoder in one number format or another: the caller's fault, not ours.
+_LARGEST = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Make the state anew from the anchor and a tail of the log."""
+    """Make the state anew from the anchor and a tail of the log, one piece at a time."""
 
-    tail: Tensor
+    pieces: Iterator[State | None]  # as `Runner.rebuild` gives them
     deadline: float
 
 
@@ -76,6 +81,13 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """A session's state is built, after it was opened or rewound."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A session that ended by itself. The others do not know."""
 
@@ -83,7 +95,7 @@ class Failed:
     error: EngineFailure
 
 
-Event = Decoded | Failed
+Event = Ready | Decoded | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +124,6 @@ def check_latents(name: str, latents: Tensor, expected: tuple[int | None, ...]) 
         shape = "x".join("any" if side is None else str(side) for side in expected)
         got = f"{'x'.join(map(str, latents.shape))} {latents.dtype}"
         raise BadInput(name, got=got, expected=f"floating-point latents of shape {shape}")
-    if not latents.isfinite().all():
-        raise BadInput(name, got="infinite or undefined values", expected="finite latents")
+    if not (latents.abs() <= _LARGEST).all():  # also what is not a number
+        got = "infinite, undefined or huge values"
+        raise BadInput(name, got=got, expected=f"normalised latents, {_LARGEST:,.0f} at most")
