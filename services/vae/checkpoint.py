@@ -7,6 +7,8 @@ exactly is refused with the list of what is wrong, before a tensor is used.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint, fit
 from services.vae import diffusers_layout
 from services.vae.config import VaeConfig, wan21
@@ -67,6 +70,19 @@ def build(config: VaeConfig, tensors: Mapping[str, Tensor], source: str) -> Vae:
     vae.load_state_dict(dict(tensors), assign=True)
     vae.set_normalisation(config)
     return vae.eval().requires_grad_(False)
+
+
+def identity(vae: Vae) -> str:
+    """The name of weights and configuration: the same on every machine, whatever they run in.
+
+    Anchors and sessions made with one VAE mean nothing to another. Ask before the weights are
+    placed: it reads them all.
+    """
+    digest = hashlib.sha256(json.dumps(strict_json.write(vae.config), sort_keys=True).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy())
+    return f"vae-{digest.hexdigest()[:20]}"
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
 from torch import Tensor
 
@@ -60,6 +61,7 @@ class Session:
     pixels: Pixels
     anchor: Tensor
     next_chunk: int
+    rewinds: int = 0
     state: State = field(default_factory=State)
     queue: deque[Work] = field(default_factory=deque)
 
@@ -74,10 +76,13 @@ class Decoded:
     """A chunk's frames in host memory."""
 
     session: str
+    rewinds: int  # of the session, before this was asked for; numbers come again after one
     chunk: int
     first_frame: int  # on the media clock, which counts from chunk 0
     frames: Tensor  # uint8, laid out as the session's `Pixels` say
     late: bool  # ready only after the deadline
+    seconds: float  # that the pass took
+    sessions: int  # that shared the pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,15 @@ class Ready:
     """A session's state is built, after it was opened or rewound."""
 
     session: str
+    rewinds: int  # of the session, before this was asked for
+
+
+class Fault(Enum):
+    """What went wrong with a pass."""
+
+    NOT_A_NUMBER = "not_a_number"
+    MEMORY = "memory"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,7 @@ class Failed:
 
     session: str
     error: EngineFailure
+    fault: Fault
 
 
 Event = Ready | Decoded | Failed
