@@ -92,7 +92,17 @@ def test_the_model_does_not_know_where_it_runs() -> None:
 
 
 # What serves the engine runs where a fleet runs, with all that it needs.
-SERVING = {"__main__", "app", "driver", "replica", "servicer", "settings", "stream", "tally", "wire"}
+SERVING = {
+    "__main__",
+    "app",
+    "driver",
+    "replica",
+    "servicer",
+    "settings",
+    "stream",
+    "tally",
+    "wire",
+}
 
 
 def test_gpu_machines_need_few_packages() -> None:
