@@ -149,7 +149,8 @@ def test_no_piece_of_a_rebuild_costs_more_than_a_chunk(config: VaeConfig, whole:
 def operations(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def test_reach_is_exact(vae: Vae) -> None:
