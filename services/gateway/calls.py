@@ -28,7 +28,6 @@ from services.gateway.session import Session
 from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.runtime.drain import Drain
-from services.runtime.interceptor import domain_error
 from services.runtime.logs import about
 from services.runtime.metrics import (
     GatewayMetrics,
@@ -38,6 +37,7 @@ from services.runtime.metrics import (
     SessionMode,
     SessionState,
 )
+from services.runtime.rpc import domain_error
 from talkingmachines import duration
 from talkingmachines.errors import (
     BadInput,

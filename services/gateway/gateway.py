@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,12 +57,9 @@ async def gateway(
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
-        store = Store(_redis(settings), metrics)
-        stack.push_async_callback(store.close)
-        replicas = Replicas(store, most=settings.capacity.sessions, metrics=metrics)
-        score, vae = [await stack.enter_async_context(it) for it in _channels(settings)]
-        engines = Engines(score, vae, seen=replicas.seen)
-        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        behind = await stack.enter_async_context(backing(settings, metrics))
+        store, replicas = behind.store, behind.replicas
+        engines, avatars = behind.engines, behind.avatars
         owner, window = secrets.token_hex(8), settings.resume_seconds
         leases = Leases(store, owner=owner, window=window, metrics=metrics)
         calls = Calls(
@@ -89,6 +87,29 @@ async def gateway(
         await stack.enter_async_context(server)
         await stack.enter_async_context(_beside(drain, engines.watch(), replicas.write()))
         yield server, avatars
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What lies behind a gateway, and behind whoever prepares characters for it."""
+
+    store: Store
+    replicas: Replicas
+    engines: Engines
+    avatars: Avatars
+
+
+@asynccontextmanager
+async def backing(settings: Settings, metrics: GatewayMetrics) -> AsyncIterator[Backing]:
+    """Connected while entered."""
+    async with AsyncExitStack() as stack:
+        store = Store(_redis(settings), metrics)
+        stack.push_async_callback(store.close)
+        replicas = Replicas(store, most=settings.capacity.sessions, metrics=metrics)
+        score, vae = [await stack.enter_async_context(it) for it in _channels(settings)]
+        engines = Engines(score, vae, seen=replicas.seen)
+        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        yield Backing(store, replicas, engines, avatars)
 
 
 @asynccontextmanager

@@ -133,6 +133,16 @@ class Tracing:
         with self.span(f"chunk.{stage}", turn=turn, chunk=chunk):
             yield
 
+    def chunk_done(self, turn: int, chunk: int, stage: str, *, seconds: float) -> None:
+        """A stage that ends now, for those who hear of it only then."""
+        if chunk % self._chunk_every:
+            return
+        now = time_ns()
+        began = now - round(seconds * 1e9)
+        attributes = {"turn": turn, "chunk": chunk}
+        span = self._tracer.start_span(f"chunk.{stage}", attributes=attributes, start_time=began)
+        span.end(now)
+
 
 def traceparent(span: Span) -> str:
     """The context of `span` as a message's field; empty when it is not recorded."""

@@ -15,6 +15,15 @@ from services.runtime.weights import BadCheckpoint
 
 FILE = "config.json"
 
+# Far beyond any VAE that is known, and small enough to be built in a moment: a file that lies is
+# refused by the name of its field, not by a process that builds layers until it is killed.
+_MOST_STAGES = 8
+_MOST_BLOCKS = 16
+_WIDEST = 8192  # channels
+_LARGEST_PATCH = 16
+_MOST_LATENT_CHANNELS = 256
+_LARGEST_LATENT = 1e4  # mean, deviation and its inverse
+
 # Normalisation of the Wan2.1 latents, from the public repository (`wan/modules/vae.py`).
 _WAN_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -41,20 +50,26 @@ class TowerConfig:
     middle_taps: int  # like `taps`, for the middle and the convolution beside the latent
     attention: bool  # whether the middle attends within each frame
 
-    def __post_init__(self) -> None:
+    def check(self, name: str) -> None:
+        """Refuse numbers that contradict each other or that nobody means.
+
+        Raises:
+            ValueError: names the field, under `name`.
+        """
         stages = len(self.widths)
-        _require(stages >= 1, "widths", self.widths, "at least one stage")
-        _require(min(self.widths) >= 1, "widths", self.widths, "positive widths")
-        _require(self.blocks >= 1, "blocks", self.blocks, "at least 1")
-        _require(len(self.taps) == stages, "taps", self.taps, f"one number per stage ({stages})")
-        _require(
-            len(self.temporal) == stages - 1,
-            "temporal",
-            self.temporal,
-            f"one per resampling ({stages - 1})",
-        )
-        for taps in (*self.taps, self.middle_taps):
-            _require(taps in (1, 3), "taps", taps, "1 or 3")
+        known = f"1 to {_MOST_STAGES} stages"
+        _require(1 <= stages <= _MOST_STAGES, f"{name}.widths", f"{stages} stages", known)
+        for width in self.widths:
+            _within(f"{name}.widths", width, 1, _WIDEST)
+        _within(f"{name}.blocks", self.blocks, 1, _MOST_BLOCKS)
+        per_stage = f"one number per stage ({stages})"
+        _require(len(self.taps) == stages, f"{name}.taps", len(self.taps), per_stage)
+        per_step = f"one per resampling ({stages - 1})"
+        steps = len(self.temporal)
+        _require(steps == stages - 1, f"{name}.temporal", steps, per_step)
+        for taps in self.taps:
+            _require(taps in (1, 3), f"{name}.taps", taps, "1 or 3")
+        _require(self.middle_taps in (1, 3), f"{name}.middle_taps", self.middle_taps, "1 or 3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +88,11 @@ class VaeConfig:
     norm_groups: int = 0  # 0: RMS norm over channels; else group norm within each frame
 
     def __post_init__(self) -> None:
-        channels = len(self.latent_mean)
-        _require(channels >= 1, "latent_mean", self.latent_mean, "at least one channel")
-        _require(
-            len(self.latent_std) == channels and min(self.latent_std) > 0,
-            "latent_std",
-            self.latent_std,
-            f"{channels} positive numbers, one per latent channel",
-        )
-        _require(self.patch >= 1, "patch", self.patch, "at least 1")
-        _require(self.norm_groups >= 0, "norm_groups", self.norm_groups, "0 or more")
+        self.encoder.check("encoder")
+        self.decoder.check("decoder")
+        self._check_latents()
+        _within("patch", self.patch, 1, _LARGEST_PATCH)
+        _within("norm_groups", self.norm_groups, 0, _WIDEST)
         _require(
             self.decoder.temporal == self.encoder.temporal[::-1],
             "decoder.temporal",
@@ -92,6 +102,18 @@ class VaeConfig:
         for width in self.decoder.widths[:-1]:
             _require(width % 2 == 0, "decoder.widths", width, "even widths before a resampling")
         self._check_groups()
+
+    def _check_latents(self) -> None:
+        channels = len(self.latent_mean)
+        known = f"1 to {_MOST_LATENT_CHANNELS} channels"
+        _require(1 <= channels <= _MOST_LATENT_CHANNELS, "latent_mean", channels, known)
+        same = f"{channels} numbers, one per latent channel"
+        _require(len(self.latent_std) == channels, "latent_std", len(self.latent_std), same)
+        for mean in self.latent_mean:  # also refuses what is not a number
+            _require(abs(mean) <= _LARGEST_LATENT, "latent_mean", mean, "finite, moderate numbers")
+        for std in self.latent_std:
+            moderate = 1 / _LARGEST_LATENT <= std <= _LARGEST_LATENT
+            _require(moderate, "latent_std", std, "positive, moderate numbers")
 
     def _check_groups(self) -> None:
         if self.norm_groups == 0:
@@ -142,6 +164,8 @@ class VaeConfig:
             return strict_json.read(cls, json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise BadCheckpoint(str(path), why=str(error)) from error
+        except RecursionError as error:
+            raise BadCheckpoint(str(path), why="nested too deep to be a config") from error
 
     def write(self, directory: Path) -> None:
         """Put the config beside a checkpoint's weights."""
@@ -201,3 +225,7 @@ def tiny() -> VaeConfig:
 def _require(holds: bool, field: str, got: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{field}: expected {expected}, got {got}")
+
+
+def _within(field: str, got: int, least: int, most: int) -> None:
+    _require(least <= got <= most, field, got, f"{least} to {most}")

@@ -106,6 +106,25 @@ def test_warming_gives_the_state_of_decoding(vae: Vae) -> None:
         torch.testing.assert_close(got, slot, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_warming_in_pieces_is_warming(name: str, data: st.DataObject) -> None:
+    """However the past is cut, long pasts and short ones."""
+    vae = random_vae(CONFIGS[name]())
+    past = data.draw(st.integers(1, vae.reach + 2))
+    sizes = data.draw(splits(past))
+    anchor, tail = latents(1), latents(past, seed=1)
+    state = begun = vae.warm(anchor, State())
+    left = past
+    for piece in torch.split(tail, sizes, dim=2):
+        left -= piece.shape[2]
+        state = vae.warm(piece, state, following=left)
+    _, expected = vae.decode(tail, begun)
+    for got, slot in zip(state.slots, expected.slots, strict=True):
+        torch.testing.assert_close(got, slot, atol=1e-4, rtol=1e-4)
+
+
 def test_reach_is_exact(vae: Vae) -> None:
     """The oldest latent within reach changes the next frame, the one before it nothing."""
     past = latents(vae.reach + 1)
