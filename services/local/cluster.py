@@ -123,7 +123,10 @@ def _complaint() -> str:
     ]
     lines = [line for text in told for line in text.splitlines()]
     raised = (_RAISED.match(line) for line in lines)
-    return "\n".join(dict.fromkeys(match.group(1) for match in raised if match))
+    found = dict.fromkeys(match.group(1) for match in raised if match)
+    return "\n".join(
+        line for line in found if not line.endswith("Traceback (most recent call last):")
+    )
 
 
 def _stop() -> None:

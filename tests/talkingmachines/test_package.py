@@ -13,16 +13,22 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "talkingmachines"
 
 
-def imported() -> set[str]:
-    """Every module of others that the package imports, generated stubs included."""
+# What needs `talkingmachines[cli]`; the client does without.
+COMMANDS = {PACKAGE / "cli", PACKAGE / "film.py"}
+
+
+def imported(source: Path, *, later: bool) -> set[str]:
+    """Every module of others that a file imports: at once, or within functions."""
     found: set[str] = set()
-    for source in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {name for name in inner if is_module(name)} or {node.module}
+    tree = ast.parse(source.read_text())
+    for node in ast.walk(tree):
+        if (node in tree.body) == later:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if is_module(name)} or {node.module}
     ours = sys.stdlib_module_names | {"talkingmachines"}
     return {name for name in found if name.split(".")[0] not in ours}
 
@@ -43,11 +49,23 @@ def providers(module: str) -> Iterator[str]:
                 yield distribution
 
 
-def test_every_import_is_of_a_declared_dependency() -> None:
+def declared(*extras: str) -> set[str]:
+    """Distributions that an installation with these extras has."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=\[;]", line)[0] for line in project["dependencies"]}
-    for module in imported():
-        assert declared & set(providers(module)), module
+    lines = [*project["dependencies"]]
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return {re.split(r"[<>=\[;]", line)[0] for line in lines}
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    for source in PACKAGE.rglob("*.py"):
+        commands = any(source == part or part in source.parents for part in COMMANDS)
+        at_once = declared("cli") if commands else declared()
+        for module in imported(source, later=False):
+            assert at_once & set(providers(module)), f"{source}: {module}"
+        for module in imported(source, later=True):
+            assert declared("cli", "gateway") & set(providers(module)), f"{source}: {module}"
 
 
 def test_type_checkers_read_the_package_s_types() -> None:
