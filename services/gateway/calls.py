@@ -27,7 +27,6 @@ from services.gateway.session import Session
 from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.runtime.drain import Drain
-from services.runtime.interceptor import domain_error
 from services.runtime.logs import about
 from services.runtime.metrics import (
     GatewayMetrics,
@@ -37,6 +36,7 @@ from services.runtime.metrics import (
     SessionMode,
     SessionState,
 )
+from services.runtime.rpc import domain_error
 from talkingmachines import duration
 from talkingmachines.errors import (
     BadInput,

@@ -119,6 +119,9 @@ class Endpoint(Nested):
 
     host: str = "127.0.0.1"
     port: Port = 0
+    # How many ports from `port` on are tried: replicas that share a machine take one each, and
+    # whoever scrapes knows where to look.
+    ports: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Telemetry(Nested):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import time_ns
 from types import TracebackType
 from typing import Self
 
@@ -106,6 +107,16 @@ class Tracing:
             return
         with self.span(f"chunk.{stage}", turn=turn, chunk=chunk):
             yield
+
+    def chunk_done(self, turn: int, chunk: int, stage: str, *, seconds: float) -> None:
+        """A stage that ends now, for those who hear of it only then."""
+        if chunk % self._chunk_every:
+            return
+        now = time_ns()
+        began = now - round(seconds * 1e9)
+        attributes = {"turn": turn, "chunk": chunk}
+        span = self._tracer.start_span(f"chunk.{stage}", attributes=attributes, start_time=began)
+        span.end(now)
 
 
 def outgoing() -> list[tuple[str, str]]:

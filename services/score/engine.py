@@ -33,6 +33,8 @@ from services.score.contract import (
     Ended,
     LogTail,
     Mode,
+    NotANumber,
+    OutOfMemory,
     RankLost,
     Speech,
     TailSize,
@@ -64,6 +66,7 @@ class Limits:
     """
 
     sessions: int = 64
+    headroom: int = 0  # more, while others are about to leave and draw no longer
     rows: int = 1  # most chunks in one batch; more only where that was measured to gain
     faces: int = 2  # most speakers of one avatar; steps are prepared for each number of them
     avatar_bytes: int = 2 << 30
@@ -82,6 +85,7 @@ class EngineStats:
     """A snapshot for metrics."""
 
     sessions: int
+    slots: int  # sessions that would all meet their deadlines, as measured; at least 1
     queued: int  # chunks waiting
     drawn: int  # chunks, ever
     late: int  # of these, after their deadline
@@ -292,6 +296,7 @@ class Engine:
     def stats(self) -> EngineStats:
         return EngineStats(
             sessions=len(self._sessions),
+            slots=self._slots(),
             queued=sum(len(held.waiting) for held in self._sessions.values()),
             drawn=self._drawn,
             late=self._late,
@@ -371,7 +376,7 @@ class Engine:
     def _deliver(self, job: _Job, latents: Tensor) -> Drawn | Ended:
         name = job.part.session
         if not bool(latents.isfinite().all()):
-            reason = EngineFailure(f"chunk {job.chunk.chunk} came out as not a number")
+            reason = NotANumber(f"chunk {job.chunk.chunk} came out as not a number")
             return self._end([name], reason)[0]
         late = self._clock() - job.deadline
         self._drawn += 1
@@ -420,12 +425,13 @@ class Engine:
             raise _typed(error) from error
 
     def _admit(self) -> None:
-        wanted = len(self._sessions) + 1
-        full = wanted > self._limits.sessions
-        # The first is always let in: times that one stall has spoilt are mended by drawing alone.
-        slow = bool(self._sessions) and not admits(self._load(wanted))
-        if full or slow:
+        if len(self._sessions) >= self._slots() + self._limits.headroom:
             raise NoCapacity("another session", retry_after=_RETRY_AFTER)
+
+    def _slots(self) -> int:
+        # One is always let in: times that one stall has spoilt are mended by drawing alone.
+        fitting = (n for n in range(self._limits.sessions, 1, -1) if admits(self._load(n)))
+        return next(fitting, 1)
 
     def _load(self, sessions: int) -> float:
         period, most = self.spec.chunk_seconds, self._limits.rows
@@ -519,5 +525,5 @@ def _typed(error: Exception) -> TalkingMachinesError:
     if isinstance(error, TalkingMachinesError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return EngineFailure("out of memory")
+        return OutOfMemory("out of memory")
     return EngineFailure(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -17,6 +17,7 @@ from services.accelerator.dtype import fastest_dtype
 from services.accelerator.replay import Capture, capture_for
 from services.score.attention import Kernel, Local, attention_for, sdpa
 from services.score.cache import Handed
+from services.score.checkpoint.identity import identity
 from services.score.checkpoint.loading import load as load_model
 from services.score.checkpoint.loading import load_front_end
 from services.score.checkpoint.opening import Checkpoint
@@ -108,6 +109,36 @@ def engine_over(
     return engine
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a checkpoint becomes on this machine."""
+
+    worker: Worker
+    checkpoint: str  # names weights and configuration
+
+
+def make(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    rows: int,
+    dtype: torch.dtype | None = None,
+    ranks: Ranks | None = None,
+) -> Made:
+    """This rank's worker from an opened checkpoint of any known layout.
+
+    Args:
+        dtype: of the weights; the fastest here if not given. All ranks need the same.
+
+    Raises:
+        BadCheckpoint: it does not fit.
+        ValueError: so many ranks cannot share this model.
+    """
+    dtype = dtype if dtype is not None else fastest(checkpoint.config, device)
+    model = load_model(checkpoint, device=device, dtype=dtype)
+    return Made(employ(model, rows=rows, ranks=ranks), identity(model))
+
+
 def load(
     checkpoint: Checkpoint,
     device: torch.device,
@@ -125,12 +156,19 @@ def load(
     Raises:
         BadCheckpoint: it does not fit.
     """
-    dtype = dtype if dtype is not None else fastest(checkpoint.config, device)
-    model = load_model(checkpoint, device=device, dtype=dtype)
-    front_end = None
-    if checkpoint.config.audio is not None:
-        front_end = load_front_end(checkpoint, device=device, wav2vec=wav2vec)
-    return engine_over(employ(model, rows=limits.rows), front_end, limits)
+    made = make(checkpoint, device, rows=limits.rows, dtype=dtype)
+    return engine_over(made.worker, hearing(checkpoint, device, wav2vec), limits)
+
+
+def hearing(checkpoint: Checkpoint, device: torch.device, wav2vec: Path | None) -> FrontEnd | None:
+    """What hears for this checkpoint, if it hears; only rank 0 needs it.
+
+    Raises:
+        BadCheckpoint: it does not fit.
+    """
+    if checkpoint.config.audio is None:
+        return None
+    return load_front_end(checkpoint, device=device, wav2vec=wav2vec)
 
 
 class _Trial:
