@@ -29,6 +29,13 @@ class Replicas(Nested):
         return self
 
 
+class LoraFile(Nested):
+    """Adapters that are merged into the model while it loads."""
+
+    path: Path
+    alpha: float | None = None  # where neither the file nor anything beside it says so
+
+
 class Settings(ServiceSettings):
     """The settings of a score replica."""
 
@@ -40,6 +47,7 @@ class Settings(ServiceSettings):
 
     model: Path  # a checkpoint of any known layout
     audio: FilePath | None = None  # audio weights published apart
+    loras: tuple[LoraFile, ...] = ()  # in this order
     wav2vec: Path | None = None  # a wav2vec 2.0 folder, for layouts that do not hold one
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
