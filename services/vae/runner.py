@@ -76,9 +76,25 @@ class Runner:
         `frames_per_latent` frames. After a tail of `vae.reach` latents or more the state is the
         one that the session had; frames are made for none of them.
         """
+        *_, state = self.rebuild(anchor, tail, latents=max(1, tail.shape[2]))
+        assert state is not None
+        return state
+
+    def rebuild(self, anchor: Tensor, tail: Tensor, *, latents: int) -> Iterator[State | None]:
+        """What `begin` does, in pieces of so many latents: None after each but the last.
+
+        No piece takes longer than decoding as many latents, and other work may go between.
+        """
         anchor, tail = self.take(anchor), self.take(tail[:, :, -self.vae.reach :])
-        state = self.vae.warm(anchor, State())
-        return self.vae.warm(tail, state) if tail.shape[2] else state
+        state, left = self.vae.warm(anchor, State()), tail.shape[2]
+        while left:
+            yield None
+            # The odd ones first: the others are cut where the stream was, and round as it did.
+            count = left % latents or latents
+            left -= count
+            piece = tail[:, :, tail.shape[2] - left - count : tail.shape[2] - left]
+            state = self.vae.warm(piece, state, following=left)
+        yield state
 
     def decode(self, latents: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
         """The next frames [B, 3, F, H, W] of B streams of one shape, and the states after.
