@@ -1,8 +1,8 @@
 """Ray on this machine, with both model services in it, as small as it gets.
 
 Beside the path: fleet → **cluster** → Ray Serve → score, vae. The applications are those of the
-cluster, made by the same builders; only their settings are this machine's. Everything that Ray
-opens listens on loopback alone.
+cluster, made by the same builders; only their settings are this machine's. Ray listens on loopback
+alone; Serve's ingress listens everywhere and cannot be told otherwise: the fleet's token guards it.
 
 `python -m services.local.cluster ORDER` runs it until SIGTERM; the fleet starts that as a process
 of its own, because Ray blocks while it starts and ends best with a process.
@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would kill replicas when other programs fill the memory; calls are worth more than that.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Nobody else takes part: Ray then listens on loopback alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
 
@@ -74,7 +76,6 @@ def cluster(order: Order) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             namespace="talkingmachines",
-            _node_ip_address=LOOPBACK,
             _temp_dir=order.folder,
         )
         _serve(order)
@@ -96,7 +97,11 @@ def _serve(order: Order) -> None:
     builders = {name: import_module(f"services.{name}.app") for name in APPLICATIONS}
     serve.run_many(
         [
-            serve.RunTarget(target=builder.app(order.arguments[name]), name=name, route_prefix=None)
+            serve.RunTarget(
+                target=builder.app(order.arguments[name]),
+                name=name,
+                route_prefix=f"/{name}",  # without one, the gRPC proxy does not find it either
+            )
             for name, builder in builders.items()
         ]
     )

@@ -58,10 +58,12 @@ def deployment(replicas: Replicas, terms: Terms, *, slots: int) -> dict[str, Any
             "max_replicas": replicas.most,
             # One stream is one ongoing request: Serve's 2 would scale on the second session.
             "target_ongoing_requests": max(1.0, replicas.busy * slots),
-            # A model takes long to load, so more replicas are asked for soon (Serve waits 30 s);
-            # fewer only when the quiet lasts.
+            # A model takes a minute to load, so more replicas are asked for soon (Serve waits
+            # 30 s, over means of 30 s); fewer only when the quiet lasts. Counts reach Serve every
+            # 10 s unless RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S says otherwise.
             "upscale_delay_s": 2.0,
             "downscale_delay_s": 600.0,
+            "look_back_period_s": 12.0,
         },
         # A replica that stops is sent nothing new and waits for its streams, which it cannot tell
         # of it (Serve does not tell the replica): they leave by their age. Serve's 20 s would cut
