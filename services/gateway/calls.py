@@ -23,6 +23,7 @@ from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Start, Wanted, Workshop, wanted
 from services.gateway.outbox import NOT_READING, Event, Outbox
 from services.gateway.parts import Parts
+from services.gateway.persona import laid_over
 from services.gateway.session import Session
 from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
@@ -147,7 +148,7 @@ class _Call:
         """A new session: a character, a place, a lease, engines."""
         character = await self._calls.avatars.character(self._caller.tenant, want.avatar_id)
         deadline = self._opened_at + want.patience
-        record = await self._record(want)
+        record = await self._record(want, character)
         async with AsyncExitStack() as held:
             held.push_async_callback(self._ticket.give_back)
             while True:
@@ -157,7 +158,7 @@ class _Call:
                 try:
                     await self._talk(want, grant, character, resumed=False)
                     return
-                except NoCapacity:  # the engines are full, whatever our count says
+                except (NoCapacity, TimedOut):  # the engines are full, whatever our count says
                     if self._running:
                         raise
                     await self._calls.leases.end(grant)
@@ -192,9 +193,10 @@ class _Call:
         )
         with about(session=grant.session_id):
             async with AsyncExitStack() as attached:
+                attached.callback(parts.spans.cut_off)
                 for stage in (parts.score, parts.vae):
                     attached.push_async_callback(stage.close)
-                    await stage.open()
+                    await stage.open(running=resumed)
                 self._running = True
                 self._calls.metrics.sessions_opened.labels(_mode(grant.record)).inc()
                 session = self._session(parts, grant, start)
@@ -216,6 +218,7 @@ class _Call:
             self._caller.limits.session,
             self._standing,
             backlog=start.backlog,
+            new_from=start.new_from,
             age=time() - grant.record.open_time.seconds,
         )
 
@@ -225,7 +228,7 @@ class _Call:
         assert self._calls.conversation is not None
         return self._calls.conversation(session, grant, character)
 
-    async def _record(self, want: Wanted) -> storage_pb2.SessionRecord:
+    async def _record(self, want: Wanted, character: Character) -> storage_pb2.SessionRecord:
         loaded = await self._calls.workshop.engines.loaded()
         now = Timestamp()
         now.GetCurrentTime()
@@ -237,7 +240,7 @@ class _Call:
             seed=want.seed,
             spec=spec_to_proto(loaded.spec),
             open_time=now,
-            persona=want.persona,
+            persona=laid_over(character.avatar.persona, want.persona),
         )
 
     def _ready(self, parts: Parts, grant: Grant, start: Start, resumed: bool) -> avatar_pb2.Ready:
