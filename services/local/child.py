@@ -138,6 +138,7 @@ class Child:
 
 
 def last_words(log: Path) -> str:
-    """The end of a log, for an error."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    """The end of a log, for an error; an empty line begins what matters."""
+    text = log.read_text(errors="replace").rpartition("\n\n")[2] if log.exists() else ""
+    lines = text.splitlines()
     return "\n".join(f"  {line[:300]}" for line in lines[-_LAST_LINES:]) or "  (it said nothing)"

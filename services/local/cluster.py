@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 LOOPBACK = "127.0.0.1"
@@ -37,6 +37,9 @@ _ENVIRONMENT = {
     # Nobody else takes part: Ray then listens on loopback alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+
+# The last line of a traceback.
+_RAISED = re.compile(r"\s*((?:[a-z_]\w*\.)+[A-Z]\w+: .+|[A-Z]\w+(?:Error|Settings): .+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +98,32 @@ def _serve(order: Order) -> None:
         logging_config={"log_level": "ERROR"},
     )
     builders = {name: import_module(f"services.{name}.app") for name in APPLICATIONS}
-    serve.run_many(
-        [
-            serve.RunTarget(
-                target=builder.app(order.arguments[name]),
-                name=name,
-                route_prefix=f"/{name}",  # without one, the gRPC proxy does not find it either
-            )
-            for name, builder in builders.items()
-        ]
-    )
+    targets = [
+        serve.RunTarget(
+            target=builder.app(order.arguments[name]),
+            name=name,
+            route_prefix=f"/{name}",  # without one, the gRPC proxy does not find it either
+        )
+        for name, builder in builders.items()
+    ]
+    try:
+        serve.run_many(targets)
+    except RuntimeError as error:
+        raise RuntimeError(_complaint() or str(error)) from error
+
+
+def _complaint() -> str:
+    """What replicas failed with, each once; Serve keeps their tracebacks."""
+    from ray import serve
+
+    told = [
+        f"{deployment.message}\n{application.message}"
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+    ]
+    lines = [line for text in told for line in text.splitlines()]
+    raised = (_RAISED.match(line) for line in lines)
+    return "\n".join(dict.fromkeys(match.group(1) for match in raised if match))
 
 
 def _stop() -> None:
@@ -114,12 +133,6 @@ def _stop() -> None:
     with suppress(Exception):  # whatever is wrong with it, Ray goes next
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
-
-
-def _complaints(folder: Path) -> str:
-    """What replicas logged, the newest last."""
-    logs = sorted(folder.glob("session_2*/logs/serve/replica_*.log"))
-    return "\n".join(line for log in logs for line in log.read_text(errors="replace").splitlines())
 
 
 def _end(*_: object) -> None:
@@ -136,7 +149,7 @@ def main() -> None:
             while True:
                 signal.pause()
     except RuntimeError as error:
-        sys.exit(f"the engines do not come up: {error}\n{_complaints(Path(order.folder))}")
+        sys.exit(f"\n{error}")
 
 
 if __name__ == "__main__":

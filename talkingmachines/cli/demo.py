@@ -32,6 +32,7 @@ from talkingmachines.v1 import avatar_pb2
 
 _errors = Console(stderr=True)
 
+_CAST = 2
 _SHEET_COLUMNS = 8
 _SEED = 1  # the same film every time
 
@@ -127,17 +128,16 @@ async def demo(server: Server, out: Path, sheet: Path, *, as_json: bool) -> None
 
 
 async def _cast(client: Client) -> list[tuple[str, Pcm]]:
-    """Who speaks, and what; the bundled recordings have their speakers' names."""
-    recordings = ROOT / "models" / "tiny" / "speech"
-    known = [avatar.avatar_id async for avatar in client.avatars.list()]
-    cast = [
-        (path.stem, await asyncio.to_thread(read_file, path))
-        for path in sorted(recordings.glob("*.wav"))
-        if path.stem in known
+    """Who speaks, and what: the first two shared characters, a bundled recording each."""
+    found = [avatar async for avatar in client.avatars.list()]
+    shared = [avatar.avatar_id for avatar in found if avatar.shared]
+    recordings = sorted((ROOT / "models" / "tiny" / "speech").glob("*.wav"))
+    if not shared or not recordings:
+        raise NotFound("bundled character" if recordings else "bundled recording", "any")
+    return [
+        (avatar_id, await asyncio.to_thread(read_file, path))
+        for avatar_id, path in zip(shared[:_CAST], recordings, strict=False)
     ]
-    if not cast:
-        raise NotFound("bundled character", ", ".join(path.stem for path in recordings.iterdir()))
-    return cast
 
 
 async def _take(client: Client, avatar_id: str, speech: Pcm) -> Take:
