@@ -65,9 +65,9 @@ def png(width: int = 96, height: int = 96, *, seed: int = 0, kind: str = "PNG") 
     return file.getvalue()
 
 
-async def eventually(true: Callable[[], Any]) -> None:
+async def eventually(true: Callable[[], Any], seconds: float = 8) -> None:
     """Wait until something has come about that nobody would tell us of."""
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(seconds):
         found = None
         while not found:
             await asyncio.sleep(0.02)
@@ -222,21 +222,21 @@ class Talk:
     def hang_up(self) -> None:
         self._requests.put_nowait(None)
 
-    async def over(self) -> Talk:
+    async def over(self, seconds: float = 20) -> Talk:
         """Wait for the end of the call."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(seconds):
             await self._reading
         return self
 
-    async def until(self, done: Callable[[Talk], Any]) -> None:
-        async with asyncio.timeout(10):
+    async def until(self, done: Callable[[Talk], Any], seconds: float = 10) -> None:
+        async with asyncio.timeout(seconds):
             while not done(self):
                 assert not self._reading.done(), f"the call ended: {self.error!r}"
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def ready(self) -> avatar_pb2.Ready:
-        await self.until(lambda talk: talk.told("ready"))
+    async def ready(self, seconds: float = 10) -> avatar_pb2.Ready:
+        await self.until(lambda talk: talk.told("ready"), seconds)
         ready: avatar_pb2.Ready = self.told("ready")[0]
         return ready
 
