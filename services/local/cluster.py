@@ -24,6 +24,7 @@ from typing import Any
 
 LOOPBACK = "127.0.0.1"
 APPLICATIONS = ("score", "vae")
+TRY_AGAIN = os.EX_TEMPFAIL  # exit code: Ray itself did not come up
 
 _OBJECT_STORE_BYTES = 80 * 1024**2  # the least that Ray accepts: nothing of ours goes through it
 _SERVICERS = [
@@ -68,6 +69,15 @@ def cluster(order: Order) -> Iterator[None]:
         RuntimeError: an application does not come up.
     """
     os.environ.update(_ENVIRONMENT)
+    try:
+        _start(order)
+        _serve(order)
+        yield
+    finally:
+        _stop()
+
+
+def _start(order: Order) -> None:
     import ray
 
     try:
@@ -81,10 +91,11 @@ def cluster(order: Order) -> Iterator[None]:
             namespace="talkingmachines",
             _temp_dir=order.folder,
         )
-        _serve(order)
-        yield
-    finally:
-        _stop()
+    except Exception as error:  # noqa: BLE001  Ray has no better name for it
+        # It waits 30 s for its own processes and cannot be told otherwise: a busy machine needs
+        # more. They end with this process.
+        print(f"Ray does not start: {error}", flush=True)
+        sys.exit(TRY_AGAIN)
 
 
 def _serve(order: Order) -> None:

@@ -20,9 +20,11 @@ SLEEP = "import time; time.sleep(60)"  # in a process of its own
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
 
 
-def python(code: str, log: Path, *, restarts: bool = True, grace_seconds: float = 5.0) -> Child:
+def python(
+    code: str, log: Path, *, only_after: int | None = None, grace_seconds: float = 5.0
+) -> Child:
     command = [sys.executable, "-c", code]
-    return Child("part", command, log=log, grace_seconds=grace_seconds, restarts=restarts)
+    return Child("part", command, log=log, grace_seconds=grace_seconds, only_after=only_after)
 
 
 def alive(pid: int) -> bool:
@@ -60,7 +62,7 @@ async def test_one_that_keeps_ending_is_given_up_with_its_last_words(tmp_path: P
 
 
 async def test_one_that_must_not_be_started_again_is_not(tmp_path: Path) -> None:
-    async with python("exit(4)", tmp_path / "log", restarts=False) as child:
+    async with python("exit(4)", tmp_path / "log", only_after=75) as child:
         with pytest.raises(CannotStart, match="code 4"):
             await child.failed()
 

@@ -4,8 +4,9 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import files, packages_distributions
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackagePath, files, packages_distributions
 from importlib.resources import files as resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,13 +41,23 @@ def is_module(name: str) -> bool:
         return False
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@cache
+def files_of(distribution: str) -> list[PackagePath]:
+    return files(distribution) or []
+
+
 def providers(module: str) -> Iterator[str]:
     """The distributions that have this very module: several share the name `google`."""
     path = module.replace(".", "/")
-    for distribution in packages_distributions()[module.split(".")[0]]:
-        for file in files(distribution) or ():
+    for distribution in installed()[module.split(".")[0]]:
+        for file in files_of(distribution):
             if str(file.with_suffix("")) in (path, f"{path}/__init__"):
-                yield distribution
+                yield distribution.replace("_", "-")
 
 
 def declared(*extras: str) -> set[str]:
