@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from talkingmachines.errors import Unavailable
 from talkingmachines.media import Pcm
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFormat
-from talkingmachines.v1 import avatar_pb2
-from tests.e2e.model import CHARACTERS
-from tests.gateway.fleet import Talk, eventually
+from talkingmachines.v1 import avatar_pb2, media_pb2
+from tests.gateway.fleet import Talk, eventually, png
 
 DRIVE = avatar_pb2.TALK_MODE_DRIVE
 RAW = VideoFormat(PixelFormat.RGB24).to_proto()
@@ -37,21 +36,28 @@ class Caller:
     number: int
 
     @property
-    def character(self) -> str:
-        return CHARACTERS[self.number % len(CHARACTERS)]
-
-    @property
     def speech(self) -> Pcm:
         """Noise that nobody else says, as loud as speech."""
         samples = np.random.default_rng(self.number).integers(-9_000, 9_000, int(SECONDS * RATE))
         return Pcm(samples.astype("<i2").tobytes(), RATE)
 
-    def call(self, stub: Any, **fields: Any) -> Talk:
+    async def call(self, stub: Any) -> Talk:
         talk = Talk().start(
-            stub, avatar_id=self.character, mode=DRIVE, seed=self.number, video=RAW, **fields
+            stub, avatar_id=await self.avatar(stub), mode=DRIVE, seed=self.number, video=RAW
         )
-        talk.say(self.speech, pieces=320)  # 20 ms, as speech synthesis sends it
+        talk.say(self.speech)
         return talk
+
+    async def avatar(self, stub: Any) -> str:
+        """A character of its own; made by the first call of each fleet."""
+        face = avatar_pb2.Speaker(face=media_pb2.Region(x=0.1, y=0.1, width=0.8, height=0.8))
+        request = avatar_pb2.CreateAvatarRequest(
+            display_name=f"caller {self.number}",
+            image=png(seed=self.number),
+            speakers=[face],
+            idempotency_key=f"caller {self.number}",
+        )
+        return str((await stub.CreateAvatar(request)).avatar.avatar_id)
 
 
 @dataclass
