@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from talkingmachines import duration
 from talkingmachines.errors import Unavailable
 from talkingmachines.media import Pcm
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFormat
@@ -43,7 +44,13 @@ class Caller:
 
     async def call(self, stub: Any) -> Talk:
         talk = Talk().start(
-            stub, avatar_id=await self.avatar(stub), mode=DRIVE, seed=self.number, video=RAW
+            stub,
+            avatar_id=await self.avatar(stub),
+            mode=DRIVE,
+            seed=self.number,
+            video=RAW,
+            # Engines on a busy machine take fewer sessions.
+            max_queue_time=duration.to_proto(PATIENCE),
         )
         talk.say(self.speech)
         return talk

@@ -8,8 +8,10 @@ long the picture was held is printed (`pytest -s`), not judged: that depends on 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -122,15 +124,28 @@ async def test_a_process_killed_in_the_middle_of_speech_changes_nothing(
 ) -> None:
     before = len(restless.processes(victim))
     async with stub_of(restless) as stub:
-        talks = [await caller.call(stub) for caller in FOUR]
+        talks = [await caller.call(stub) for caller in TWO]
         await spoken_to(30, talks)
-        restless.kill(victim)
+        for pid in restless.processes(victim):
+            os.kill(pid, signal.SIGKILL)
+            if await _noticed(talks):
+                break  # else nobody was attached to that one
         got = await heard_out(talks)
     told(f"SIGKILL of {victim}", got)
-    check_same(FOUR, got, alone)
+    check_same(TWO, got, alone)
     if victim != "valkey-server":
         assert sum(seen.rebuilds for seen in got) >= 1
     await eventually(lambda: len(restless.processes(victim)) == before, PATIENCE)
+
+
+async def _noticed(talks: list[Talk]) -> bool:
+    """Whether a call lost an attachment within two seconds."""
+    with suppress(TimeoutError):
+        await eventually(
+            lambda: any(talk.told("statistics")[-1].rebuilds for talk in talks), seconds=2
+        )
+        return True
+    return False
 
 
 async def test_a_gateway_killed_in_the_middle_of_speech_loses_no_call(
