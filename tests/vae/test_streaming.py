@@ -111,7 +111,7 @@ def test_warming_gives_the_state_of_decoding(vae: Vae) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(data=st.data())
 def test_warming_in_pieces_is_warming(name: str, data: st.DataObject) -> None:
     """However the past is cut, long pasts and short ones."""
