@@ -53,5 +53,10 @@ endef
 	$(call install,dev)
 
 # What running a fleet takes; the environment of development has all of it.
+ifeq ($(wildcard .venv/ready),)
 .venv/local: pyproject.toml constraints.txt
-	$(if $(wildcard .venv/ready),@touch $@,$(call install,local$(comma)cli))
+	$(call install,local$(comma)cli)
+else
+.venv/local: .venv/ready
+	@touch $@
+endif

@@ -33,6 +33,8 @@ _SERVICERS = [
 ]
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Beyond what this process has: Ray's own 15 starves the engines wherever something else runs.
+    "RAY_worker_niceness": "0",
     # Ray would kill replicas when other programs fill the memory; calls are worth more than that.
     "RAY_memory_monitor_refresh_ms": "0",
     # Nobody else takes part: Ray then listens on loopback alone.
