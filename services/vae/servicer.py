@@ -78,6 +78,7 @@ class VaeServicer(VaeServiceServicer):
             tail_latents=self._engine.reach,
             session_bytes=size,
             capacity=self._attachments.capacity(),
+            replica=self._identity.replica,
         )
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:
