@@ -33,6 +33,10 @@ _SERVICERS = [
 ]
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Streams of both engines go through one proxy here: a dead one must be missed at once, not
+    # after Serve's 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     # Beyond what this process has: Ray's own 15 starves the engines wherever something else runs.
     "RAY_worker_niceness": "0",
     # Ray would kill replicas when other programs fill the memory; calls are worth more than that.
