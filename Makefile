@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := test
-.PHONY: test check protos released constraints model clean
+.PHONY: test check protos chart scan released constraints model clean
 
 test: check ## everything that must hold
 	$(BIN)/pytest
@@ -14,11 +14,21 @@ check: .venv/ready ## format, lint, types, layering, contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m helm.schema --check
+	$(BIN)/python -m helm.dashboards --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
 
 protos: .venv/ready ## regenerate the stubs after a change in protos/
 	$(BIN)/python protos/generate.py
+
+chart: .venv/ready ## regenerate the chart's schema and dashboards
+	$(BIN)/python -m helm.schema
+	$(BIN)/python -m helm.dashboards
+
+scan: .venv/ready ## look for weaknesses in manifests and images; checkov has an environment of its own
+	test -x .venv/checkov/bin/checkov || { $(PYTHON) -m venv .venv/checkov && .venv/checkov/bin/pip install --quiet checkov==3.3.30; }
+	$(BIN)/python -m helm.scan .venv/checkov/bin/checkov
 
 released: .venv/ready ## after a release: later changes to the contracts must not break it
 	$(BIN)/buf build --exclude-source-info --output protos/released.binpb
@@ -34,7 +44,7 @@ clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch goes first and by exact version: an open range would pull in gigabytes of CUDA packages.
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt helm/tools.py
 	@$(PYTHON) -c '' || { echo "$(PYTHON) does not run; say PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; say PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "needs venv: apt-get install python3-venv"; exit 1; }
@@ -42,4 +52,5 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m helm.tools
 	@touch $@

@@ -123,7 +123,10 @@ CALLS = Board(
                     "Opened and ended",
                     "Sessions a second; ends by reason.",
                     "reqps",
-                    (rate("tm_sessions_opened_total", "mode"), rate("tm_session_end_total", "reason")),
+                    (
+                        rate("tm_sessions_opened_total", "mode"),
+                        rate("tm_session_end_total", "reason"),
+                    ),
                 ),
                 Panel(
                     "Turned away",
@@ -132,7 +135,9 @@ CALLS = Board(
                     (
                         rate("tm_refusals_total", "reason"),
                         recorded("namespace:tm_refusals:ratio_rate5m", "share"),
-                        recorded("namespace:tm_session_failures:ratio_rate15m", "share that failed"),
+                        recorded(
+                            "namespace:tm_session_failures:ratio_rate15m", "share that failed"
+                        ),
                     ),
                 ),
                 Panel(
@@ -156,7 +161,10 @@ CALLS = Board(
                     "Frames",
                     "To clients, and dropped on the way.",
                     "short",
-                    (rate("tm_frames_total", "transport"), rate("tm_frames_dropped_total", "reason")),
+                    (
+                        rate("tm_frames_total", "transport"),
+                        rate("tm_frames_dropped_total", "reason"),
+                    ),
                 ),
                 Panel(
                     "Chunks and viewers",

@@ -101,7 +101,9 @@ ENGINES = Board(
                     "bytes",
                     (total("tm_device_memory_bytes", "pod, kind"),),
                 ),
-                Panel("Caches", "Bytes held.", "bytes", (total("tm_cache_bytes", "engine, cache"),)),
+                Panel(
+                    "Caches", "Bytes held.", "bytes", (total("tm_cache_bytes", "engine, cache"),)
+                ),
                 Panel(
                     "Found in the cache",
                     "Share of look-ups.",

@@ -26,7 +26,9 @@ FLEET = Board(
                     "percentunit",
                     (
                         recorded("namespace:tm_capacity_used:ratio", "places"),
-                        recorded("namespace_engine:tm_engine_slots_used:ratio", "slots of {{engine}}"),
+                        recorded(
+                            "namespace_engine:tm_engine_slots_used:ratio", "slots of {{engine}}"
+                        ),
                     ),
                     limit=0.9,
                 ),
@@ -35,7 +37,10 @@ FLEET = Board(
                     "That offer slots, by engine; gateways by the sessions that they lease.",
                     "short",
                     (
-                        Query('count by (engine) (tm_engine_slots{namespace="$namespace"} > 0)', "{{engine}}"),
+                        Query(
+                            'count by (engine) (tm_engine_slots{namespace="$namespace"} > 0)',
+                            "{{engine}}",
+                        ),
                         Query('count (tm_leases{namespace="$namespace"})', "gateways"),
                     ),
                 ),
@@ -60,7 +65,11 @@ FLEET = Board(
                     "Hand-overs that failed",
                     "Share, by engine.",
                     "percentunit",
-                    (recorded("namespace_engine:tm_hand_over_failures:ratio_rate15m", "{{engine}}"),),
+                    (
+                        recorded(
+                            "namespace_engine:tm_hand_over_failures:ratio_rate15m", "{{engine}}"
+                        ),
+                    ),
                     limit=0.02,
                 ),
                 Panel(
@@ -106,7 +115,10 @@ FLEET = Board(
                     "Characters made",
                     "How many a second, and how long it takes.",
                     "short",
-                    (rate("tm_avatars_created_total", "outcome"), *quantiles("tm_avatar_create_seconds")),
+                    (
+                        rate("tm_avatars_created_total", "outcome"),
+                        *quantiles("tm_avatar_create_seconds"),
+                    ),
                 ),
             ),
         ),

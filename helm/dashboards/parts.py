@@ -110,7 +110,9 @@ def built(board: Board) -> dashboard.Dashboard:
         .refresh("30s")
         .time("now-1h", "now")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .with_variable(dashboard.DatasourceVariable("source").label("Prometheus").type("prometheus"))
+        .with_variable(
+            dashboard.DatasourceVariable("source").label("Prometheus").type("prometheus")
+        )
         .with_variable(
             dashboard.QueryVariable("namespace")
             .label("Namespace")
@@ -165,9 +167,7 @@ def _panel(panel: Panel, width: int) -> timeseries.Panel:
         )
     )
     for query in panel.queries:
-        made = made.with_target(
-            prometheus.Dataquery().expr(query.expr).legend_format(query.legend)
-        )
+        made = made.with_target(prometheus.Dataquery().expr(query.expr).legend_format(query.legend))
     return _limited(made, panel.limit)
 
 

@@ -131,7 +131,12 @@ def merged(old: Any, new: Any) -> Any:
             elif not name.startswith("$"):
                 result[name] = merged(result.get(name), value)
         return result
-    if isinstance(new, list) and new and isinstance(old, list) and all(_named(i) for i in old + new):
+    if (
+        isinstance(new, list)
+        and new
+        and isinstance(old, list)
+        and all(_named(i) for i in old + new)
+    ):
         items = {item["name"]: item for item in old}
         for item in new:
             if item.get("$patch") == "delete":

@@ -38,7 +38,9 @@ def selectors(node: Any) -> list[Any]:
     """Every selector of series in a parsed query."""
     if isinstance(node, promql_parser.VectorSelector):
         return [node]
-    inner = [getattr(node, part, None) for part in ("expr", "lhs", "rhs", "vs", "param")]
+    inner = [
+        getattr(node, part, None) for part in ("expr", "lhs", "rhs", "vector_selector", "param")
+    ]
     inner += list(getattr(node, "args", None) or [])
     return [found for part in inner if part is not None for found in selectors(part)]
 

@@ -53,7 +53,11 @@ def case(alert: str, name: str) -> dict[str, Any]:
     firing = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
     count = int(name == "fires")
     minutes = "32m" if alert == "GatewayDrainsTooLong" else "30m"
-    expected = {"expr": firing, "eval_time": minutes, "exp_samples": [{"labels": "{}", "value": count}]}
+    expected = {
+        "expr": firing,
+        "eval_time": minutes,
+        "exp_samples": [{"labels": "{}", "value": count}],
+    }
     return {
         "name": f"{alert} {name}",
         "interval": "15s",
