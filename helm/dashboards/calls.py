@@ -45,7 +45,7 @@ CALLS = Board(
             (
                 Panel(
                     "Time held",
-                    "Share of watched time in which the picture stood still for want of a next one.",
+                    "Share of watched time in which the picture stood still.",
                     "percentunit",
                     (recorded("namespace:tm_playout_stall:ratio_rate5m", "held"),),
                     limit=0.02,

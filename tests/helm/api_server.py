@@ -1,8 +1,8 @@
 """A Kubernetes API in memory: what helm asks of one, and nothing else.
 
 Objects live in a dict by their path in the API. Discovery, create, get, list by labels, replace,
-merge patches, delete; no controllers, no validation, no watches. Helm's own records are Secrets that
-its client sends as protobuf, of which `wire.py` reads the few fields that there are.
+merge patches, delete; no controllers, no validation, no watches. Helm's own records are Secrets
+that its client sends as protobuf, of which `wire.py` reads the few fields that there are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.helm.wire import from_protobuf
 
 Object = dict[str, Any]
+Key = tuple[str, str, str, str]  # API version, plural, namespace, name
 
 _VERBS = ["create", "delete", "get", "list", "patch", "update"]
 KINDS = {  # API version → {plural: kind}; all of them in namespaces, but for the last
@@ -66,7 +67,7 @@ class Store:
     """All objects, by (API version, plural, namespace, name)."""
 
     def __init__(self) -> None:
-        self.objects: dict[tuple[str, str, str, str], Object] = {}
+        self.objects: dict[Key, Object] = {}
         self._versions = count(1)
 
     def of_kind(self, kind: str) -> dict[str, Object]:
@@ -82,12 +83,12 @@ class Store:
         kind = KINDS[version][plural]
         return {"kind": f"{kind}List", "apiVersion": version, "metadata": meta, "items": found}
 
-    def get(self, key: tuple[str, str, str, str]) -> Object:
+    def get(self, key: Key) -> Object:
         if key not in self.objects:
             raise Refusal(404, "NotFound", f'{key[1]} "{key[3]}" not found')
         return self.objects[key]
 
-    def create(self, key: tuple[str, str, str, str], value: Object) -> Object:
+    def create(self, key: Key, value: Object) -> Object:
         if key in self.objects:
             raise Refusal(409, "AlreadyExists", f'{key[1]} "{key[3]}" already exists')
         created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -97,12 +98,12 @@ class Store:
         value |= {"apiVersion": key[0], "kind": KINDS[key[0]][key[1]]}
         return self.put(key, value)
 
-    def put(self, key: tuple[str, str, str, str], value: Object) -> Object:
+    def put(self, key: Key, value: Object) -> Object:
         value["metadata"]["resourceVersion"] = str(next(self._versions))
         self.objects[key] = value
         return value
 
-    def delete(self, key: tuple[str, str, str, str]) -> Object:
+    def delete(self, key: Key) -> Object:
         self.get(key)
         del self.objects[key]
         return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
@@ -165,11 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         try:
-            code, reply = 200, self._reply(url.path.strip("/").split("/"), query, raw)
+            reply = self._reply(url.path.strip("/").split("/"), query, raw)
         except Refusal as refusal:
-            code, reply = refusal.status["code"], refusal.status
+            reply = refusal.status
         body = json.dumps(reply).encode()
-        self.send_response(code)
+        self.send_response(reply.get("code", 200))
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -207,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = names[0] if names else body["metadata"]["name"]
         return self._object((version, plural, namespace, name), body, dry="dryRun" in query)
 
-    def _object(self, key: tuple[str, str, str, str], body: Object, *, dry: bool) -> Object:
+    def _object(self, key: Key, body: Object, *, dry: bool) -> Object:
         kind = self.headers.get("Content-Type", "")
         match self.command:
             case "POST":

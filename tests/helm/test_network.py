@@ -33,10 +33,9 @@ PLAIN = ("clients", "monitoring", "operator")
 
 
 def named_peers() -> list[str]:
-    return [
-        f"networkPolicy.{name}{'' if name in PLAIN else '.peers'}[0].podSelector.matchLabels.peer={name}"
-        for name in OUTSIDE
-    ]
+    lists = {name: name if name in PLAIN else f"{name}.peers" for name in OUTSIDE}
+    label = "podSelector.matchLabels.peer"
+    return [f"networkPolicy.{peers}[0].{label}={name}" for name, peers in lists.items()]
 
 
 @pytest.fixture(scope="module")

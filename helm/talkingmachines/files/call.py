@@ -1,7 +1,8 @@
-"""Hold one call and look at what comes: call.py HOST:PORT. Ends with 0 when a character was seen speaking.
+"""Hold one call and look at what comes: call.py HOST:PORT. Ends with 0 when frames moved.
 
-An API key is in TALKINGMACHINES_KEY, the file of whom to believe in TALKINGMACHINES_AUTHORITIES, if needed.
-The first character of the fleet speaks; where there is none, one is made of a drawn face and deleted after.
+An API key is in TALKINGMACHINES_KEY, the file of whom to believe in TALKINGMACHINES_AUTHORITIES, if
+needed. The first character of the fleet speaks; where there is none, one is made of a drawn face
+and deleted after.
 """
 
 import asyncio

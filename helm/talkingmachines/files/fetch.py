@@ -1,6 +1,7 @@
 """Bring a folder of models from any URL that fsspec knows: fetch.py URL FOLDER.
 
-What is there with the right size already is not fetched again; a file has its name only when it is whole.
+What is there with the right size already is not fetched again; a file has its name only when it is
+whole.
 """
 
 import sys
