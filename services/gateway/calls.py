@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.gateway.admission import Admission
+from services.gateway.ahead import read_ahead
 from services.gateway.auth import Caller
 from services.gateway.avatars import Avatars, Character
 from services.gateway.lease import Grant, Leases
@@ -85,7 +86,10 @@ class Calls:
         Raises:
             TalkingMachinesError: why it was refused or ended, other than well.
         """
-        call = _Call(self, caller, requests, outbox)
+        async with read_ahead(requests) as arrived:
+            await self._hold(_Call(self, caller, arrived, outbox))
+
+    async def _hold(self, call: _Call) -> None:
         try:
             await call.run()
         except BaseException as error:

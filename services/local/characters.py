@@ -1,6 +1,6 @@
 """The characters that come with the model: made when the fleet first starts, shared by everybody.
 
-A picture `characters/ada.jpg` in the model's folder is the avatar `ada`, called Ada.
+A picture `avatars/ada.png` in the model's folder is the avatar `ada`, called Ada.
 `python -m services.local.characters MODEL`, in the gateway's environment, waits for the engines
 and makes those that are missing.
 """
@@ -33,7 +33,7 @@ _MOST = 10_000
 
 def pictures(model: Path) -> Sequence[Path]:
     """The bundled characters' pictures, by name."""
-    folder = model / "characters"
+    folder = model / "avatars"
     found = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in found if path.suffix.lower() in _PICTURES)
 

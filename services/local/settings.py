@@ -29,7 +29,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    model: Path = ROOT / "models" / "tiny"  # score/, vae/ and characters/ are in it
+    model: Path = ROOT / "models" / "tiny"  # score/, vae/ and avatars/ are in it
     data: Path = Field(default_factory=data_folder)  # characters, sessions, logs; made when missing
     host: str = "127.0.0.1"  # of the gateway; all other parts stay on this machine
     port: Port = DEFAULT_PORT  # of the gateway; 0: any free one

@@ -228,11 +228,11 @@ class Attachment(Generic[Q, R]):
             BadInput: there is none.
             TimedOut: it does not come.
         """
-        async for event in self.events(owing=lambda: False):
-            if isinstance(event, media_pb2.HandOver):
-                raise AssertionError("nobody is asked to leave before they have attached")
-            return event  # type: ignore[return-value]  # no results come before the first request
-        raise BadInput("message", got="nothing", expected="attach")
+        event = await self._next(lambda: False)
+        if event is None:
+            raise BadInput("message", got="nothing", expected="attach")
+        # Neither results nor orders come before it stands.
+        return event  # type: ignore[return-value]
 
     def establish(self) -> None:
         """It stands, and begins to age. Call it just before saying so."""
@@ -257,19 +257,8 @@ class Attachment(Generic[Q, R]):
         Raises:
             TalkingMachinesError: it failed, or its time is over.
         """
-        while not (self._half_closed and not owing()):
-            match event := await self._events.get():
-                case _Request(message=message):
-                    self._room.release()
-                    yield message
-                case _Result(result=result):
-                    yield result
-                case media_pb2.HandOver():
-                    yield event
-                case _HalfClosed():
-                    self._half_closed = True
-                case _:
-                    raise event
+        while (event := await self._next(owing)) is not None:
+            yield event
 
     def deliver(self, result: R) -> None:
         """Bring a result to whoever serves this attachment."""
@@ -301,12 +290,33 @@ class Attachment(Generic[Q, R]):
 
     async def close(self) -> None:
         """Stop reading."""
-        for timer in (self._end, self._growing_old):
-            if timer is not None:
-                timer.cancel()
+        self._stop_timers()
         self._reading.cancel()
         with suppress(asyncio.CancelledError):
             await self._reading
+
+    async def _next(self, owing: Callable[[], bool]) -> Q | R | media_pb2.HandOver | None:
+        while not (self._half_closed and not owing()):
+            match event := await self._events.get():
+                case _Request(message=message):
+                    self._room.release()
+                    return message
+                case _Result(result=result):
+                    return result
+                case media_pb2.HandOver():
+                    return event
+                case _HalfClosed():
+                    self._half_closed = True
+                case _:
+                    self._stop_timers()  # the servicer has heard, and may take its time to end
+                    raise event
+        self._stop_timers()
+        return None
+
+    def _stop_timers(self) -> None:
+        for timer in (self._end, self._growing_old):
+            if timer is not None:
+                timer.cancel()
 
     def _end_at(self, when: float, end: Callable[..., object], *args: Any) -> None:
         if self._end is not None:

@@ -23,7 +23,6 @@ import ray
 from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -31,6 +30,7 @@ from services.runtime import logs
 from services.runtime.drain import Drain
 from services.runtime.ingress import Ingress, IngressContext
 from services.runtime.metrics import RpcMetrics
+from services.runtime.replicas import deployment
 from services.runtime.rpc import Rpcs
 from services.runtime.settings import read
 from services.runtime.tracing import Tracing
@@ -39,8 +39,6 @@ from services.score.settings import Settings
 from services.score.team import Meeting, free_address, serve_rank
 from talkingmachines.v1 import score_pb2
 
-_UNARY = 4  # calls besides the attachments: they are short
-_STOP_SECONDS = 10.0  # beyond the longest attachment, for the engine to close
 _HERE = "127.0.0.1"  # all ranks of a replica are on one machine
 
 
@@ -55,41 +53,14 @@ def app(args: Mapping[str, Any]) -> Application:
 
 def deployed(settings: Settings) -> Application:
     """The application with these settings."""
-    slots, terms, replicas = settings.sessions, settings.terms, settings.replicas
-    bundle = {"CPU": replicas.cpus, "GPU": replicas.gpus}
-    deployment = serve.deployment(
+    options = deployment(settings.replicas, settings.terms, slots=settings.sessions)
+    placed = serve.deployment(
         name="score",
-        # Serve's 5 would leave slots empty. What is over the slots is refused by the replica
-        # itself, at once and with a reason; Serve would let it wait in the proxy.
-        max_ongoing_requests=slots + terms.headroom + _UNARY,
-        # Without a limit, callers would wait in the proxy for as long as nobody is free.
-        max_queued_requests=8 * (slots + _UNARY),
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=replicas.least,
-            initial_replicas=replicas.least,
-            max_replicas=replicas.most,
-            # One stream is one ongoing request: Serve's 2 would scale on the second session.
-            target_ongoing_requests=max(1.0, replicas.busy * slots),
-            # A model takes a minute to load, so more replicas are asked for soon (Serve waits
-            # 30 s, over means of 30 s); fewer only when the quiet lasts.
-            upscale_delay_s=2.0,
-            downscale_delay_s=600.0,
-            metrics_interval_s=1.0,
-            look_back_period_s=5.0,
-        ),
-        # A replica that stops is sent nothing new and waits for its streams, which it cannot tell
-        # of it (Serve does not tell the replica): they leave by their age. Serve's 20 s would cut
-        # them off.
-        graceful_shutdown_timeout_s=terms.longest_seconds + _STOP_SECONDS,
-        graceful_shutdown_wait_loop_s=0.2,
-        # Serve gives up after three failures; 10 s apart and 30 s long, that is two minutes.
-        health_check_period_s=2.0,
-        health_check_timeout_s=5.0,
-        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-        placement_group_bundles=[_asked(bundle)] * settings.ranks,
+        placement_group_bundles=[settings.replicas.process] * settings.ranks,
         placement_group_strategy="STRICT_PACK",  # ranks exchange activations in every layer
+        **options,
     )(ScoreReplica)
-    return deployment.bind(settings)
+    return placed.bind(settings)
 
 
 class ScoreReplica:
@@ -172,8 +143,3 @@ class _Rank:
     def serve(self, settings: Settings, meeting: Meeting) -> None:
         logs.configure("score", level=settings.telemetry.log_level)
         serve_rank(settings, meeting)
-
-
-def _asked(bundle: Mapping[str, float]) -> dict[str, float]:
-    """Ray takes no resource of which nothing is asked."""
-    return {name: amount for name, amount in bundle.items() if amount}

@@ -199,8 +199,7 @@ class Driver:
 
     async def __aexit__(self, *_: object) -> None:
         self._driving.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._driving
+        await asyncio.wait([self._driving])  # what it raised has been told
 
     def unhealthy(self) -> str | None:
         """Why this replica cannot be relied on, or None."""

@@ -73,7 +73,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            checks.check_whole(f"limits.{limit.name}", getattr(self, limit.name), least=1)
+            least = 0 if limit.name == "headroom" else 1
+            checks.check_whole(f"limits.{limit.name}", getattr(self, limit.name), least=least)
         if self.rows > self.sessions:
             raise BadInput(
                 "limits.rows", got=self.rows, expected=f"at most {self.sessions} sessions"

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -22,6 +22,7 @@ from services.runtime.metrics import Engine as EngineName
 from services.runtime.metrics import EngineMetrics
 from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
+from services.score.contract import RankLost
 from services.score.driver import Answer, Driver
 from services.score.engine import Engine, Limits
 from services.score.machine import engine_over, hearing
@@ -63,7 +64,7 @@ async def replica(
 
     Args:
         meeting: where this rank 0 meets the others, with more than one.
-        name: in logs; the machine's and the process's if not given.
+        name: unlike any other's; made up if not given.
 
     Raises:
         BadCheckpoint: the model does not fit.
@@ -78,7 +79,7 @@ async def replica(
         stack.push_async_callback(thread.close, within=_CLOSE_SECONDS)
         engine, member = await thread.run(_engine, settings, meeting)
         if member.ranks is not None:
-            stack.push_async_callback(thread.run, Leader(member.worker, member.ranks).dismiss)
+            stack.push_async_callback(_dismiss, thread, Leader(member.worker, member.ranks))
         driver = Driver(
             engine,
             thread,
@@ -100,7 +101,7 @@ async def replica(
             engine.config,
             member.checkpoint,
             settings.faces,
-            name or f"{socket.gethostname()}/{os.getpid()}",
+            name or f"{socket.gethostname()}-{secrets.token_hex(4)}",
         )
         endpoint = HttpEndpoint(
             settings.endpoint, registry=registry, checks={"engine": driver.unhealthy}
@@ -110,6 +111,11 @@ async def replica(
         yield Replica(
             ScoreServicer(loaded, driver, attachments, token), driver.unhealthy, endpoint.port
         )
+
+
+async def _dismiss(thread: DeviceThread, leader: Leader) -> None:
+    with suppress(RankLost):  # that one is not there to be told
+        await thread.run(leader.dismiss)
 
 
 def _engine(settings: Settings, meeting: Meeting | None) -> tuple[Engine, Member]:

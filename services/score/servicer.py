@@ -69,6 +69,7 @@ class ScoreServicer(ScoreServiceServicer):
             max_speakers=self._loaded.most_faces,
             tail=wire.tail_length(config),
             capacity=self._attachments.capacity(),
+            replica=self._loaded.replica,
         )
 
     async def Condition(

@@ -9,24 +9,15 @@ from pydantic import Field, FilePath, PositiveFloat, PositiveInt, model_validato
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.attachments import Terms
+from services.runtime.replicas import Replicas
 from services.runtime.settings import Endpoint, Listen, Nested, ServiceSettings
 
 
-class Replicas(Nested):
-    """How many replicas Ray Serve keeps, and what each is given."""
+class LoraFile(Nested):
+    """Adapters that are merged into the model while it loads."""
 
-    least: Annotated[int, Field(ge=1)] = 1  # the floor: sessions start faster than replicas
-    most: Annotated[int, Field(ge=1)] = 1
-    # Attached sessions over slots at which one more replica is wanted.
-    busy: Annotated[float, Field(gt=0, le=1)] = 0.8
-    cpus: Annotated[float, Field(ge=0)] = 1.0  # of each rank, as Ray counts them
-    gpus: Annotated[float, Field(ge=0)] = 0.0  # of each rank
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.least > self.most:
-            raise ValueError("least must not be more than most")
-        return self
+    path: Path
+    alpha: float | None = None  # where neither the file nor anything beside it says so
 
 
 class Settings(ServiceSettings):
@@ -40,6 +31,7 @@ class Settings(ServiceSettings):
 
     model: Path  # a checkpoint of any known layout
     audio: FilePath | None = None  # audio weights published apart
+    loras: tuple[LoraFile, ...] = ()  # in this order
     wav2vec: Path | None = None  # a wav2vec 2.0 folder, for layouts that do not hold one
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -16,6 +16,7 @@ import structlog
 import torch
 import torch.distributed as dist
 
+from services.score.checkpoint.lora import Lora
 from services.score.checkpoint.opening import Checkpoint, open_checkpoint
 from services.score.machine import make
 from services.score.parallel import Ranks, follow
@@ -74,7 +75,8 @@ def enlist(settings: Settings, meeting: Meeting | None) -> Member:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device, dtype = pick_device(settings), _DTYPES[settings.dtype]
-    opened = open_checkpoint(settings.model, audio=settings.audio)
+    loras = [Lora(file.path, file.alpha) for file in settings.loras]
+    opened = open_checkpoint(settings.model, audio=settings.audio, loras=loras)
     ranks = None if meeting is None else meeting.join(device, timeout=settings.hang_seconds)
     made = make(opened, device, rows=settings.rows, dtype=dtype, ranks=ranks)
     return Member(device, opened, made.worker, made.checkpoint, ranks)

@@ -202,8 +202,10 @@ def _open(
     context.bit_rate = tuning.bits_per_second
     context.gop_size = tuning.key_interval
     context.max_b_frames = 0
-    if name in ("libvpx", "mjpeg"):
-        context.thread_count = 1  # frame threads would hold frames back
+    if name != "h264_nvenc":
+        # Frame threads would hold frames back, and slices would make every machine's stream
+        # another one. Calls are small pictures: a session has a core's few percent to spare.
+        context.thread_count = 1
     context.colorspace = Colorspace.SMPTE170M
     context.color_primaries = ColorPrimaries.SMPTE170M
     context.color_trc = ColorTrc.SMPTE170M

@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from services.runtime import strict_json
+from services.runtime import ranges, strict_json
+from services.runtime.ranges import Range
 from services.runtime.weights import BadCheckpoint
 
 FILE = "config.json"
 
 # Far beyond any VAE that is known, and small enough to be built in a moment: a file that lies is
 # refused by the name of its field, not by a process that builds layers until it is killed.
+Width = Annotated[int, Range(1, 8192)]
+Depth = Annotated[int, Range(1, 16)]
+Taps = Annotated[int, Range(1, 3)]
+Moderate = Annotated[float, Range(-1e4, 1e4)]
 _MOST_STAGES = 8
-_MOST_BLOCKS = 16
-_WIDEST = 8192  # channels
-_LARGEST_PATCH = 16
 _MOST_LATENT_CHANNELS = 256
-_LARGEST_LATENT = 1e4  # mean, deviation and its inverse
 
 # Normalisation of the Wan2.1 latents, from the public repository (`wan/modules/vae.py`).
 _WAN_MEAN = (
@@ -43,33 +45,28 @@ class TowerConfig:
     encoder, from latents to pixels in the decoder.
     """
 
-    widths: tuple[int, ...]  # channels that each stage puts out
-    blocks: int  # residual blocks per stage
-    taps: tuple[int, ...]  # frames that the convolutions of each stage see: 3, or 1 for none past
+    widths: tuple[Width, ...]  # channels that each stage puts out
+    blocks: Depth  # residual blocks per stage
+    taps: tuple[Taps, ...]  # frames that the convolutions of each stage see: 3, or 1 for none past
     temporal: tuple[bool, ...]  # per resampling: whether it halves (doubles) time as well
-    middle_taps: int  # like `taps`, for the middle and the convolution beside the latent
+    middle_taps: Taps  # like `taps`, for the middle and the convolution beside the latent
     attention: bool  # whether the middle attends within each frame
 
     def check(self, name: str) -> None:
-        """Refuse numbers that contradict each other or that nobody means.
+        """Refuse numbers that contradict each other.
 
         Raises:
             ValueError: names the field, under `name`.
         """
         stages = len(self.widths)
+        per_stage, per_step = f"one per stage ({stages})", f"one per resampling ({stages - 1})"
         known = f"1 to {_MOST_STAGES} stages"
         _require(1 <= stages <= _MOST_STAGES, f"{name}.widths", f"{stages} stages", known)
-        for width in self.widths:
-            _within(f"{name}.widths", width, 1, _WIDEST)
-        _within(f"{name}.blocks", self.blocks, 1, _MOST_BLOCKS)
-        per_stage = f"one number per stage ({stages})"
         _require(len(self.taps) == stages, f"{name}.taps", len(self.taps), per_stage)
-        per_step = f"one per resampling ({stages - 1})"
         steps = len(self.temporal)
         _require(steps == stages - 1, f"{name}.temporal", steps, per_step)
-        for taps in self.taps:
-            _require(taps in (1, 3), f"{name}.taps", taps, "1 or 3")
-        _require(self.middle_taps in (1, 3), f"{name}.middle_taps", self.middle_taps, "1 or 3")
+        for taps in (*self.taps, self.middle_taps):
+            _require(taps != 2, f"{name}.taps", taps, "1 or 3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,38 +79,35 @@ class VaeConfig:
 
     encoder: TowerConfig
     decoder: TowerConfig
-    latent_mean: tuple[float, ...]  # per latent channel; model latents are (z - mean) / std
-    latent_std: tuple[float, ...]
-    patch: int = 1  # pixels per side folded into channels before the encoder, after the decoder
-    norm_groups: int = 0  # 0: RMS norm over channels; else group norm within each frame
+    latent_mean: tuple[Moderate, ...]  # per latent channel; model latents are (z - mean) / std
+    latent_std: tuple[Annotated[float, Range(1e-4, 1e4)], ...]
+    patch: Annotated[int, Range(1, 16)] = (
+        1  # pixels per side folded into channels before the encoder, after the decoder
+    )
+    norm_groups: Annotated[int, Range(0, 8192)] = (
+        0  # 0: RMS norm over channels; else group norm within each frame
+    )
 
     def __post_init__(self) -> None:
-        self.encoder.check("encoder")
-        self.decoder.check("decoder")
-        self._check_latents()
-        _within("patch", self.patch, 1, _LARGEST_PATCH)
-        _within("norm_groups", self.norm_groups, 0, _WIDEST)
+        self.encoder.check("config.encoder")
+        self.decoder.check("config.decoder")
+        channels = len(self.latent_mean)
+        known = f"1 to {_MOST_LATENT_CHANNELS} channels"
+        _require(1 <= channels <= _MOST_LATENT_CHANNELS, "config.latent_mean", channels, known)
+        same = f"{channels} numbers, one per latent channel"
+        stds = len(self.latent_std)
+        _require(stds == channels, "config.latent_std", stds, same)
+        ranges.check(self, "config")
         _require(
             self.decoder.temporal == self.encoder.temporal[::-1],
-            "decoder.temporal",
+            "config.decoder.temporal",
             self.decoder.temporal,
             "the encoder's in reverse order",
         )
         for width in self.decoder.widths[:-1]:
-            _require(width % 2 == 0, "decoder.widths", width, "even widths before a resampling")
+            even = "even widths before a resampling"
+            _require(width % 2 == 0, "config.decoder.widths", width, even)
         self._check_groups()
-
-    def _check_latents(self) -> None:
-        channels = len(self.latent_mean)
-        known = f"1 to {_MOST_LATENT_CHANNELS} channels"
-        _require(1 <= channels <= _MOST_LATENT_CHANNELS, "latent_mean", channels, known)
-        same = f"{channels} numbers, one per latent channel"
-        _require(len(self.latent_std) == channels, "latent_std", len(self.latent_std), same)
-        for mean in self.latent_mean:  # also refuses what is not a number
-            _require(abs(mean) <= _LARGEST_LATENT, "latent_mean", mean, "finite, moderate numbers")
-        for std in self.latent_std:
-            moderate = 1 / _LARGEST_LATENT <= std <= _LARGEST_LATENT
-            _require(moderate, "latent_std", std, "positive, moderate numbers")
 
     def _check_groups(self) -> None:
         if self.norm_groups == 0:
@@ -122,7 +116,7 @@ class VaeConfig:
         for width in (*self.encoder.widths, *self.decoder.widths, *halves):
             _require(
                 width % self.norm_groups == 0,
-                "norm_groups",
+                "config.norm_groups",
                 self.norm_groups,
                 f"a divisor of every width and of half of it after an upsampling (not of {width})",
             )
@@ -225,7 +219,3 @@ def tiny() -> VaeConfig:
 def _require(holds: bool, field: str, got: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{field}: expected {expected}, got {got}")
-
-
-def _within(field: str, got: int, least: int, most: int) -> None:
-    _require(least <= got <= most, field, got, f"{least} to {most}")

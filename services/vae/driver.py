@@ -99,10 +99,11 @@ class Driver:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*self._closing)
-        self._driving.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._driving
+        # The thread is closed next, with all that it holds; one that hangs would not answer.
+        ending = [self._driving, *self._closing]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def unhealthy(self) -> str | None:
         """Why this replica cannot be relied on, or None."""
@@ -155,6 +156,8 @@ class Driver:
     # ---- On the loop ----
 
     async def _open(self, name: str, opening: Opening) -> None:
+        if self._closing:  # what is being freed counts as free
+            await asyncio.wait(self._closing)
         try:
             await self.run(lambda engine: engine.open(name, opening))
         except NoCapacity:

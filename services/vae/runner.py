@@ -36,12 +36,17 @@ class Runner:
         step = self._decode
         self._step = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
         self._recorded: dict[torch.Size, Replay] = {}
-        self._bytes: dict[tuple[int, int], int] = {}
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
             else None
         )
+        # Measured on one position. (Shapes alone, on PyTorch's meta device, would tell as well, but
+        # loading what works them out takes seconds.)
+        channels = self.config.latent_channels
+        with self.active():
+            latent = vae.conv2.weight.new_zeros(1, channels, 1, 1, 1)
+            self._bytes_per_position = vae.decode(latent, State())[1].bytes
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -58,16 +63,8 @@ class Runner:
         return latents.to(self.device, self.dtype, non_blocking=True)
 
     def session_bytes(self, rows: int, columns: int) -> int:
-        """Device memory that a session of latent size `rows` x `columns` holds, taken nowhere."""
-        key = (rows, columns)
-        if key not in self._bytes:
-            with torch.device("meta"):
-                shadow = Vae(self.config).to(self.dtype)
-                latent = torch.empty(
-                    (1, self.config.latent_channels, 1, rows, columns), dtype=self.dtype
-                )
-                self._bytes[key] = shadow.decode(latent, State())[1].bytes
-        return self._bytes[key]
+        """Device memory that a session of latent size `rows` x `columns` holds."""
+        return rows * columns * self._bytes_per_position
 
     def begin(self, anchor: Tensor, tail: Tensor) -> State:
         """A fresh state after the anchor [1, Z, 1, h, w] and `tail` [1, Z, K >= 0, h, w].

@@ -69,10 +69,7 @@ class VaeServicer(VaeServiceServicer):
         size = 0
         if request.width or request.height:
             self._reader.check_size(request.height, request.width)
-            # A pass over shapes alone, but one of Python: the loop has frames to send.
-            size = await asyncio.to_thread(
-                self._engine.session_bytes, request.height, request.width
-            )
+            size = self._engine.session_bytes(request.height, request.width)
         return vae_pb2.VaeServiceDescribeResponse(
             checkpoint=self._identity.checkpoint,
             latent_channels=self._engine.config.latent_channels,
@@ -81,6 +78,7 @@ class VaeServicer(VaeServiceServicer):
             tail_latents=self._engine.reach,
             session_bytes=size,
             capacity=self._attachments.capacity(),
+            replica=self._identity.replica,
         )
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:

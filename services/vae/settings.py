@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, FilePath, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FilePath, PositiveFloat, PositiveInt
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.attachments import Terms
+from services.runtime.replicas import Replicas
 from services.runtime.settings import Endpoint, Listen, Nested, ServiceSettings
-
-
-class Replicas(Nested):
-    """How many replicas Ray Serve keeps, and what each is given."""
-
-    least: Annotated[int, Field(ge=1)] = 1  # the floor: sessions start faster than replicas
-    most: Annotated[int, Field(ge=1)] = 1
-    # Attached sessions over slots at which one more replica is wanted.
-    busy: Annotated[float, Field(gt=0, le=1)] = 0.8
-    cpus: Annotated[float, Field(ge=0)] = 1.0  # of each replica, as Ray counts them
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.least > self.most:
-            raise ValueError("least must not be more than most")
-        return self
 
 
 class Encoding(Nested):

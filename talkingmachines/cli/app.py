@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from talkingmachines.cli import avatars as avatars_command
+from talkingmachines.cli import demo as demo_command
 from talkingmachines.cli import doctor as doctor_command
 from talkingmachines.cli import status as status_command
 from talkingmachines.cli import talk as talk_command
@@ -79,6 +80,20 @@ def talk(
     where = Server(server, key, tls_ca, tls=tls)
     wish = talk_command.Wish(speech, out, avatar, seed, wait)
     _run(talk_command.talk(where, wish, as_json=as_json))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The film to write.")] = Path("demo.mp4"),
+    sheet: Annotated[Path, typer.Option(help="Pictures of it, as PNG.")] = Path("demo.png"),
+    server: Address = None,
+    key: Key = None,
+    tls: UsesTls = False,
+    tls_ca: Authorities = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the bundled characters say the bundled recordings, and measure."""
+    _run(demo_command.demo(Server(server, key, tls_ca, tls=tls), out, sheet, as_json=as_json))
 
 
 @avatars.command("list")

@@ -20,7 +20,7 @@ from rich.table import Table
 from talkingmachines.errors import BadInput, Unavailable
 from talkingmachines.local import data_folder, running_fleet
 
-_TIMEOUT_SECONDS = 2.0
+_TIMEOUT_SECONDS = 5.0  # a port without anybody is refused at once
 _EVERY_SECONDS = 1.0
 
 Labels = frozenset[tuple[str, str]]

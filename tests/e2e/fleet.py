@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from talkingmachines.client import Client
@@ -71,17 +72,20 @@ def descendants(root: int) -> dict[int, str]:
 
 
 @contextmanager
-def fleet(folder: Path, **variables: Any) -> Iterator[RunningFleet]:
+def fleet(
+    folder: Path, *, gateway: Mapping[str, str] | None = None, **variables: Any
+) -> Iterator[RunningFleet]:
     """A fleet of its own, ended as Ctrl-C does; nothing may be left of it.
 
     Args:
         folder: empty; gets the model and the data.
+        gateway: settings of the gateway by the names of `TM_GATEWAY_*`.
         variables: further settings by the names of `TM_LOCAL_*`; JSON where they are no text.
     """
     model = write_model(folder / "model")
     data = folder / "data"
     given = {"MODEL": str(model), "DATA": str(data), "PORT": "0"} | variables
-    process = start(given)
+    process = start(given, gateway=gateway or {})
     seen: dict[int, str] = {}
     try:
         yield RunningFleet(_ready(process, data), data, process)
@@ -97,10 +101,13 @@ def fleet(folder: Path, **variables: Any) -> Iterator[RunningFleet]:
     assert not left, f"the fleet left processes: {left}"
 
 
-def start(variables: dict[str, Any]) -> subprocess.Popen[bytes]:
-    told = {
+def start(
+    variables: Mapping[str, Any], *, gateway: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    told = {f"TM_GATEWAY_{name}": value for name, value in gateway.items()}
+    told |= {
         f"TM_LOCAL_{name}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in ({"READY_SECONDS": READY_SECONDS} | variables).items()
+        for name, value in {"READY_SECONDS": READY_SECONDS, **variables}.items()
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TM_")}
     return subprocess.Popen(

@@ -44,9 +44,9 @@ def write_model(folder: Path) -> Path:
     assert config.audio is not None
     assert isinstance(config.audio.front_end, MelFrontEnd)
     save_front_end(folder / "score", SpeechEncoder(config.audio.front_end))
-    (folder / "characters").mkdir()
+    (folder / "avatars").mkdir()
     for index, name in enumerate(CHARACTERS):
-        Image.fromarray(_picture(index)).save(folder / "characters" / f"{name}.png")
+        Image.fromarray(_picture(index)).save(folder / "avatars" / f"{name}.png")
     return folder
 
 

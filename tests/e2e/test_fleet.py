@@ -111,7 +111,10 @@ async def test_characters_are_there_from_the_start(running: RunningFleet) -> Non
 
 
 def test_status_finds_every_process(running: RunningFleet) -> None:
-    found = json.loads(typed(running, "status", "--json").stdout)
+    found: dict[str, Any] = {"replicas": []}
+    for _ in range(5):  # a process that is too busy to answer in time is left out
+        if len(found["replicas"]) < 2:
+            found = json.loads(typed(running, "status", "--json").stdout)
     assert found["gateways"] == 1
     assert found["store_up"]
     assert {replica["service"] for replica in found["replicas"]} == {"score", "vae"}

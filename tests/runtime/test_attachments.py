@@ -260,6 +260,18 @@ def test_a_servicer_that_is_stuck_is_cancelled_when_the_time_is_over() -> None:
     in_replica(body)
 
 
+def test_who_has_heard_of_its_end_may_take_its_time() -> None:
+    async def body(replica: Replica) -> None:
+        async with replica.attachments.attach(Wire(1)) as attachment:
+            await attachment.header()
+            attachment.fail(Unavailable("gone", retry_after=0))
+            with pytest.raises(Unavailable):
+                await anext(attachment.events(owing=lambda: False))
+            await asyncio.sleep(5)  # a step that still runs
+
+    in_replica(body)
+
+
 def test_a_wire_that_breaks_ends_the_attachment() -> None:
     class Broken(Wire):
         async def __anext__(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.runtime.weights import BadCheckpoint, Shape
+from services.score.cache import Context, Window
 from services.score.checkpoint.__main__ import main
 from services.score.checkpoint.audio import audio_weights
 from services.score.checkpoint.layouts import (
@@ -209,6 +210,8 @@ def test_inspect_our_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "front end: front_end.safetensors, not beside it" in out
     assert "assumed" not in out
     assert "256x256 at 25 fps, chunks of 480 ms, speech at 16000 Hz" in out
+    window = Window(config, rows=1, heads=config.heads, device=CPU, dtype=torch.bfloat16)
+    assert f"{Context(config, window).nbytes / 1e6:.1f} MB per session" in out
 
 
 def test_inspect_fails_on_a_misfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

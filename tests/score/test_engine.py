@@ -484,7 +484,9 @@ def test_chunk_numbers_that_no_stream_has_are_refused(number: object) -> None:
     call.draw(engine)
 
 
-@pytest.mark.parametrize("broken", [{"sessions": 0}, {"rows": 0}, {"faces": 0}, {"rows": 2.0}])
+@pytest.mark.parametrize(
+    "broken", [{"sessions": 0}, {"rows": 0}, {"faces": 0}, {"rows": 2.0}, {"headroom": -1}]
+)
 def test_limits_that_let_nobody_in_are_refused(broken: dict[str, int]) -> None:
     with pytest.raises(BadInput, match=rf"limits\.{next(iter(broken))}"):
         Limits(**broken)

@@ -48,7 +48,7 @@ SPEC = StreamSpec(
 )
 FRAMES = SPEC.frames_per_chunk
 RGB = VideoFormat(PixelFormat.RGB24)
-WAIT = 20.0  # seconds, for whatever is certain to come
+WAIT = 60.0  # seconds, for whatever is certain to come
 
 Picture = NDArray[np.uint8]
 

@@ -460,7 +460,7 @@ async def test_a_flood_ends_alone(running: Running, expected: dict[int, Picture]
 
 
 async def test_who_never_reads_is_ended_alone(folder: Path, expected: dict[int, Picture]) -> None:
-    terms = Terms(idle_seconds=0.5)
+    terms = Terms(idle_seconds=3)
     async with serving(served.settings(folder, terms=terms)) as there:
         deaf = await Caller(there.stub, Call(1)).attach()
         for number in range(30):
@@ -513,7 +513,7 @@ async def test_a_state_that_does_not_fit_is_refused(running: Running, folder: Pa
 async def test_an_attachment_works_on_until_its_time_is_over(
     folder: Path, expected: dict[int, Picture]
 ) -> None:
-    terms = Terms(max_age_seconds=0.2, time_left_seconds=0.6)
+    terms = Terms(max_age_seconds=0.2, time_left_seconds=3)
     async with serving(served.settings(folder, terms=terms)) as there:
         ada = await Caller(there.stub, Call()).attach()
         order = (await ada.next()).hand_over

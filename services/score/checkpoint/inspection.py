@@ -149,7 +149,7 @@ def _memory(config: DitConfig, weights: Weights) -> str:
     described = (config.text.tokens if config.text else 0) + (
         config.clip.tokens if config.clip else 0
     )
-    session = (config.context.chunks + 1) * config.chunk_tokens * token
+    session = config.context.chunks * config.chunk_tokens * token
     avatar = (config.frame_tokens + described) * token
     return (
         f"in 16 bits {_bytes(count(weights) * _16_BIT)} of weights, "
