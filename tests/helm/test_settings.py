@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 import yaml
@@ -40,7 +40,13 @@ EVERYTHING = (
 
 def names(service: str) -> set[str]:
     """Dotted paths of all settings of a service that hold a value, not a group."""
-    every = {name.lower().replace("__", ".") for name in _names(services()[service])}
+    kind = services()[service]
+    every = {name.lower().replace("__", ".") for name in _names(kind)}
+    # A list of groups is one value: JSON.
+    lists = {
+        name for name, field in kind.model_fields.items() if get_origin(field.annotation) is tuple
+    }
+    every = {name for name in every if name.partition(".")[0] not in lists} | lists
     return {name for name in every if not any(other.startswith(f"{name}.") for other in every)}
 
 
