@@ -121,7 +121,7 @@ def test_every_kind_of_every_option_is_valid() -> None:
         ("score.settings.replicas.least=3", "least"),
         ("score.settings.replicas.gpus=1", "model.source"),
         ("engines.redis.enabled=true", "engines.redis.address"),
-        ("model.source=url,score.settings.audio=/models/audio", "score.settings"),
+        ("model.source=url,model.url.from=s3://b,score.settings.audio=/a", "score.settings"),
     ],
 )
 def test_wrong_values_are_refused_by_name(setting: str, complaint: str) -> None:
