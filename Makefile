@@ -4,9 +4,9 @@ BIN := .venv/bin
 comma := ,
 
 .DEFAULT_GOAL := test
-.PHONY: test check demo protos released constraints model clean
+.PHONY: test check demo protos chart scan released constraints model clean
 
-test: check ## everything that must hold
+test: check .venv/helm/4/helm ## everything that must hold
 	$(BIN)/pytest
 
 demo: .venv/local ## the whole fleet on this machine: a film, a sheet of pictures, the figures
@@ -18,11 +18,21 @@ check: .venv/ready ## format, lint, types, layering, contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m helm.schema --check
+	$(BIN)/python -m helm.dashboards --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
 
 protos: .venv/ready ## regenerate the stubs after a change in protos/
 	$(BIN)/python protos/generate.py
+
+chart: .venv/ready ## regenerate the chart's schema and dashboards
+	$(BIN)/python -m helm.schema
+	$(BIN)/python -m helm.dashboards
+
+scan: .venv/helm/4/helm ## look for weaknesses in manifests and images; checkov has an environment of its own
+	test -x .venv/checkov/bin/checkov || { $(PYTHON) -m venv .venv/checkov && .venv/checkov/bin/pip install --quiet checkov==3.3.30; }
+	$(BIN)/python -m helm.scan .venv/checkov/bin/checkov
 
 released: .venv/ready ## after a release: later changes to the contracts must not break it
 	$(BIN)/buf build --exclude-source-info --output protos/released.binpb
@@ -51,6 +61,10 @@ endef
 
 .venv/ready: pyproject.toml constraints.txt
 	$(call install,dev)
+
+# Real helm programs, 3 and 4, for what tests the chart.
+.venv/helm/4/helm: helm/tools.py .venv/ready
+	$(BIN)/python -m helm.tools
 
 # What running a fleet takes; the environment of development has all of it.
 ifeq ($(wildcard .venv/ready),)
