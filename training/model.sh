@@ -30,10 +30,14 @@ test -e "$data/reader.safetensors" ||
     $python -m training.reading latents --out "$data/reader.safetensors" --minutes 5 $fed $moving
 test -e "$data/judge.safetensors" ||
     $python -m training.reading pixels --out "$data/judge.safetensors" --minutes 2.2 $faces
-$python -m training.student flow --out "$data/student" --minutes "$(minutes 30.5)" \
-    --call-minutes "$(minutes 15.7)" $fed $moving
-read="--reader $data/reader.safetensors --reader-weight 6"
-$python -m training.student flow --out "$data/student" --minutes "$(minutes 30.5)" $fed $still $read
+# Heads that turn, then with the reader as a loss, then heads that keep still.
+whole=$(minutes 33)
+$python -m training.student flow --out "$data/student" --minutes "$whole" \
+    --call-minutes "$(minutes 10.7)" $fed $moving
+fed="$fed --reader $data/reader.safetensors --reader-weight 6"
+$python -m training.student flow --out "$data/student" --minutes "$whole" \
+    --call-minutes "$(minutes 5)" $fed $moving
+$python -m training.student flow --out "$data/student" --minutes "$whole" $fed $still
 
 mkdir -p models/tiny
 rm -rf models/tiny/score models/tiny/vae
@@ -42,4 +46,5 @@ cp -r "$data/vae/export" models/tiny/vae
 $python -m training.avatars --out models/tiny/avatars
 $python -m training.demo_speech --speech "$speech" --out models/tiny/speech
 $python -m training.evaluate --model tiny=models/tiny/score --vae models/tiny/vae \
-    --speech "$speech" --judge "$data/judge.safetensors" --out "$data/evaluation" --steps 1 2 4 8
+    --speech "$speech" --judge "$data/judge.safetensors" --out "$data/evaluation" \
+    --steps 1 8 --characters 4 --seconds 8
