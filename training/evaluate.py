@@ -26,7 +26,10 @@ from services.score.checkpoint.loading import load, load_front_end
 from services.score.checkpoint.opening import open_checkpoint
 from services.score.config import ScheduleConfig
 from services.vae import checkpoint
+from services.vae.model import Vae
+from services.vae.state import State
 from training.data.faces.family import Family
+from training.data.faces.truth import mouth_weights
 from training.data.speech.corpus import Corpus
 from training.data.speech.crops import CropPlan, SpeechSet
 from training.data.speech.split import Test
@@ -35,12 +38,13 @@ from training.exam import Candidate, Question, answer, ask
 from training.flow import Flow
 from training.footage import Geometry
 from training.grades import Grades, reaction, sync, table
-from training.measure import psnr
+from training.measure import psnr, ssim
 from training.mouth_reader import PixelReader, lips_apart, mouth_crop
 from training.sheet import grid, write_png
 from training.shipped import SIDE
 from training.speaker import CorpusSpeaker
 from training.stream import Mp4
+from training.vae import autocast, signed
 
 _SHOWN = 10  # frames per row of the sheet
 
@@ -120,6 +124,38 @@ def questions(
         endless = _length(60 * minutes)
         asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, 2, family)
     return asked
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is left of rendered speech after the VAE: the ceiling of every model above it."""
+
+    psnr: float  # dB
+    mouth_psnr: float  # dB, in the box of the mouth
+    ssim: float
+
+    def __str__(self) -> str:
+        return (
+            f"VAE on rendered speech: {self.psnr:.1f} dB, mouth {self.mouth_psnr:.1f} dB, "
+            f"SSIM {self.ssim:.3f}"
+        )
+
+
+@torch.no_grad()
+def kept(vae: Vae, question: Question, *, frames: int = 48) -> Kept:
+    """The renderer's own answer, encoded and decoded as a stream is."""
+    true, made = [], []
+    for number, rows in enumerate(question.shown(torch.arange(frames))):
+        clip = signed(torch.cat([question.anchor[number, None], rows])[None])
+        with autocast(clip.device):
+            latents, _ = vae.encode(clip, State())
+            drawn, _ = vae.decode(latents.float(), State())
+        true.append(clip[0, :, 1:].transpose(0, 1))
+        made.append(drawn[0, :, 1:].float().clamp(-1, 1).transpose(0, 1))
+    weight = mouth_weights(question.truth, question.anchor.shape[-1], 2.0)[:, 0]
+    mouth = (weight > 1.99).float().repeat_interleave(frames, 0)[:, None]
+    flat = torch.cat(made), torch.cat(true)
+    return Kept(psnr(*flat), psnr(*flat, mask=mouth), ssim(*flat))
 
 
 def sheet(question: Question, answers: Sequence[Watched], show: Sequence[int]) -> Tensor:
@@ -203,9 +239,10 @@ def main() -> None:
     write_png(
         sheet(set_["speech"], [seen for _, seen in answers], show), asked.out / "evaluation.png"
     )
-    (asked.out / "evaluation.md").write_text(table(rows) + "\n")
+    text = f"{table(rows)}\n\n{kept(answering[0].vae, set_['speech'])}\n"
+    (asked.out / "evaluation.md").write_text(text)
     (asked.out / "evaluation.json").write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    sys.stdout.write(table(rows) + "\n")
+    sys.stdout.write(text)
     if asked.films is not None:
         asked.films.mkdir(parents=True, exist_ok=True)
         truth = lips_apart(set_["speech"].controls).tolist()

@@ -22,8 +22,6 @@ from training.data.faces.split import Split, identity_seed
 from training.data.faces.truth import Truth
 from training.rows import joined, picked
 
-_STILL = 0.35  # share of clips whose head does not move, so that sync is not drowned by motion
-
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -108,10 +106,16 @@ class Studio:
         device: torch.device,
         *,
         human: float = 0.3,
+        still: float = 0.35,
     ) -> None:
-        """`human` is the share of clips that show the human family."""
+        """Whose clips are made.
+
+        Args:
+            human: share of clips that show the human family.
+            still: share of clips whose head does not move, so that sync is not drowned by motion.
+        """
         self._speaker, self._geometry, self._split = speaker, geometry, split
-        self._device, self._human = device, human
+        self._device, self._human, self._still = device, human, still
 
     def make(self, numbers: Sequence[int]) -> Footage:
         shown = uniform(torch.tensor(numbers), "family") < self._human
@@ -126,7 +130,7 @@ class Studio:
     def _of(self, family: Family, numbers: Sequence[int]) -> Footage:
         said = [self._speaker.say(number) for number in numbers]
         seed = torch.tensor(numbers, dtype=torch.int64)
-        still = uniform(seed, "still") < _STILL
+        still = uniform(seed, "still") < self._still
         scene = Scene(
             family=family,
             identity=identity_seed(self._split, seed),

@@ -36,6 +36,7 @@ class Sources:
     vae: Path  # a VAE's folder
     front_end: Path  # a speech encoder's weights
     keep: Keep | None  # where clips are kept once made; None makes them anew
+    still: float  # share of clips whose head does not move
     device: torch.device
 
     @staticmethod
@@ -44,12 +45,16 @@ class Sources:
         add("--speech", type=Path, required=True, help="folder of the speech corpus")
         add("--vae", type=Path, required=True, help="folder of the VAE")
         add("--front-end", type=Path, required=True, help="the speech encoder's weights")
+        add(
+            "--still", type=float, default=0.35, help="share of heads that keep still (%(default)s)"
+        )
         Keep.arguments(parser)
         add("--device", type=torch.device, default=torch.device("cpu"))
 
     @staticmethod
     def of(asked: argparse.Namespace) -> Sources:
-        return Sources(asked.speech, asked.vae, asked.front_end, Keep.asked(asked), asked.device)
+        keep = Keep.asked(asked)
+        return Sources(asked.speech, asked.vae, asked.front_end, keep, asked.still, asked.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def supply(
     judging = CorpusSpeaker(SpeechSet.of(corpus, Test), geometry, test_plan())
     keep, device = sources.keep, sources.device
     learned: Callable[[Sequence[int]], Footage]
-    learned = Studio(training, geometry, Split.TRAIN, device).make
+    learned = Studio(training, geometry, Split.TRAIN, device, still=sources.still).make
     judged = Studio(judging, geometry, Split.TEST, device).make
     if keep is not None:
         learned = keep.of("footage").made(Footage, learned)

@@ -13,7 +13,7 @@ from services.vae.model import Vae
 from tests.training import small
 from training.babble import Babble
 from training.distil import Origin
-from training.evaluate import moments, sheet, watch
+from training.evaluate import kept, moments, sheet, watch
 from training.exam import Candidate, Question, answer, ask
 from training.flow import Flow, initialised
 from training.footage import Geometry
@@ -77,3 +77,11 @@ def test_what_is_watched_and_shown() -> None:
     assert len(seen.kept) == len(seen.shift) == 4
     assert sorted(seen.frames) == sorted(set(show))
     assert sheet(asked, [seen], show).shape == (3, 4 * 32, 10 * 32)
+
+
+def test_what_a_vae_keeps_is_measured_on_the_renderers_own_answer() -> None:
+    asked = question()
+    result = kept(candidate().vae, asked, frames=4)
+    assert 0 < result.psnr < 30, "random weights draw nobody"
+    assert -1 < result.ssim < 1
+    assert f"{result.psnr:.1f} dB" in str(result)

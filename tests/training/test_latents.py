@@ -21,7 +21,7 @@ from training.beginning import begun
 from training.data.faces.split import Split
 from training.footage import Footage, Geometry, Studio
 from training.latents import Encoder, LatentClips
-from training.rows import Pool, Shelf, joined, packed, picked, put, unpacked
+from training.rows import Keep, Pool, Shelf, joined, packed, picked, put, unpacked
 from training.vae import signed
 
 CPU = torch.device("cpu")
@@ -116,6 +116,22 @@ def test_nested_batches_keep_their_places(tmp_path: Path) -> None:
     for name, tensor in packed(kept).items():
         assert torch.equal(tensor, names[name]), name
     assert torch.equal(unpacked(Footage, names).truth.lips.lower_in, clip.truth.lips.lower_in)
+
+
+def test_what_is_kept_is_made_once_and_then_begins_anew(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make(numbers: Sequence[int]) -> LatentClips:
+        made.extend(numbers)
+        return small.clips(1, 1, seed=numbers[0])
+
+    keep = Keep(tmp_path, rows=3)
+    first = keep.of("a").made(LatentClips, make)([0, 1, 2, 3])
+    again = keep.of("a").made(LatentClips, make)([5, 4])
+    assert made == [0, 1, 2]
+    assert torch.equal(again.latents, first.latents[[2, 1]])
+    keep.of("b").made(LatentClips, make)([0])
+    assert made == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("step", [0, 4, 11])
