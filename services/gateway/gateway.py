@@ -9,19 +9,22 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
 from services.gateway.admission import Admission
 from services.gateway.auth import ApiKeys, Authenticator, Door, Tokens
-from services.gateway.avatars import Avatars
+from services.gateway.avatars import Avatars, Character
 from services.gateway.blobs import Blobs
 from services.gateway.calls import Calls, Conversation
+from services.gateway.converse import Converse, laid_over
 from services.gateway.engines import Engines
 from services.gateway.index import Index
-from services.gateway.lease import Leases
+from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Workshop
 from services.gateway.servicer import AvatarServicer
+from services.gateway.session import Session
 from services.gateway.settings import Settings
 from services.gateway.store import Certificates, Client, Store, connect
 from services.runtime.channel import open_channel
@@ -31,8 +34,13 @@ from services.runtime.metrics import GatewayMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.tracing import Tracing
 from talkingmachines.channel import DomainChannel
+from talkingmachines.media import spec_from_proto
 from talkingmachines.v1.avatar_pb2 import DESCRIPTOR
 from talkingmachines.v1.avatar_pb2_grpc import add_AvatarServiceServicer_to_server
+from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceStub
+
+if TYPE_CHECKING:  # a class that only the stubs' types have
+    from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceAsyncStub
 
 NAME = DESCRIPTOR.services_by_name["AvatarService"].full_name
 
@@ -43,13 +51,8 @@ async def gateway(
     *,
     drain: Drain,
     registry: CollectorRegistry,
-    conversation: Conversation | None = None,
 ) -> AsyncIterator[tuple[Server, Avatars]]:
-    """A gateway that serves while entered, and drains when left.
-
-    Args:
-        conversation: makes the source of speech for CONVERSE; None: only DRIVE is offered.
-    """
+    """A gateway that serves while entered, and drains when left."""
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
@@ -66,7 +69,7 @@ async def gateway(
             workshop=Workshop(engines, leases, settings.lead, settings.patience, metrics),
             drain=drain,
             metrics=metrics,
-            conversation=conversation,
+            conversation=await stack.enter_async_context(_conversation(settings)),
         )
         servicer = AvatarServicer(_door(settings), avatars, calls, metrics, settings.room)
         server = Server(
@@ -90,9 +93,35 @@ def _redis(settings: Settings) -> Client:
 
 
 def _channels(settings: Settings) -> list[DomainChannel]:
+    return [
+        open_channel(peer, metadata=_token(settings)) for peer in (settings.score, settings.vae)
+    ]
+
+
+def _token(settings: Settings) -> list[tuple[str, str]]:
     token = settings.engine_token_file
-    metadata = [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
-    return [open_channel(peer, metadata=metadata) for peer in (settings.score, settings.vae)]
+    return [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
+
+
+@asynccontextmanager
+async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None]:
+    """Makes the source of speech of a CONVERSE session; None without a bridge."""
+    if settings.bridge is None:
+        yield None
+        return
+    async with open_channel(settings.bridge, metadata=_token(settings)) as channel:
+        stub: LlmBridgeServiceAsyncStub = LlmBridgeServiceStub(channel)
+
+        def converse(session: Session, grant: Grant, character: Character) -> Converse:
+            return Converse(
+                session,
+                stub,
+                session_id=grant.session_id,
+                persona=laid_over(character.avatar.persona, grant.record.persona),
+                spec=spec_from_proto(grant.record.spec, at="spec"),
+            )
+
+        yield converse
 
 
 def _door(settings: Settings) -> Door:

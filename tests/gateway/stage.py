@@ -20,7 +20,7 @@ from services.gateway.outbox import Outbox, Room
 from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.session import Session
-from services.gateway.speech import Drive
+from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.gateway.wake import Wake
 from services.gateway.wires import ScoreWire, VaeWire
@@ -163,6 +163,7 @@ async def stage(
     work_seconds: float = 0.05,
     spec: StreamSpec = SPEC,
     tail_latents: int = 8,
+    source: Callable[[Session], SpeechSource] = Drive,
 ) -> AsyncIterator[Stage]:
     """A session whose client reads; leaving waits for the session's end and raises its error."""
     score = FakeScore(spec, history_samples=HISTORY_SAMPLES)
@@ -228,7 +229,7 @@ async def stage(
 
     await parts.score.open()
     await parts.vae.open()
-    running = asyncio.create_task(session.run(sent(), Drive(session)))
+    running = asyncio.create_task(session.run(sent(), source(session)))
     reading = asyncio.create_task(client.read(outbox))
     try:
         yield Stage(score, vae, session, parts, client, requests, metrics, registry)
