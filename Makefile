@@ -1,12 +1,16 @@
 # One environment in the checkout; every target sets it up by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 
 .DEFAULT_GOAL := test
-.PHONY: test check protos released constraints model clean
+.PHONY: test check demo protos released constraints model clean
 
 test: check ## everything that must hold
 	$(BIN)/pytest
+
+demo: .venv/local ## the whole fleet on this machine: a film, a sheet of pictures, the figures
+	$(BIN)/talkingmachines demo --out demo.mp4 --sheet demo.png
 
 check: .venv/ready ## format, lint, types, layering, contracts
 	$(BIN)/ruff format --check .
@@ -34,12 +38,25 @@ clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch goes first and by exact version: an open range would pull in gigabytes of CUDA packages.
+define install
+@$(PYTHON) -c '' || { echo "$(PYTHON) does not run; say PYTHON=python3.11"; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; say PYTHON=python3.11"; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "needs venv: apt-get install python3-venv"; exit 1; }
+@echo "setting up .venv, which takes a minute or more"
+$(PYTHON) -m venv .venv
+$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
+$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(1)]'
+@touch $@
+endef
+
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c '' || { echo "$(PYTHON) does not run; say PYTHON=python3.11"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or newer; say PYTHON=python3.11"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "needs venv: apt-get install python3-venv"; exit 1; }
-	@echo "setting up .venv, which takes a minute or more"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(call install,dev)
+
+# What running a fleet takes; the environment of development has all of it.
+ifeq ($(wildcard .venv/ready),)
+.venv/local: pyproject.toml constraints.txt
+	$(call install,local$(comma)cli)
+else
+.venv/local: .venv/ready
 	@touch $@
+endif

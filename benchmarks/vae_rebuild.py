@@ -9,6 +9,7 @@ which is nearer to a face. Records benchmarks/results/vae-rebuild.json.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ TAILS = (0, 2, 4, 8, 12, 16, 19, 20, 24, 28, 32, 36, 37, 38)
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     device = torch.device("cpu")
     results: dict[str, Any] = {"machine": describe(device), "cases": {}}
     for name, config in {"wan21 at a quarter of its widths": narrow_wan(), "tiny": tiny()}.items():

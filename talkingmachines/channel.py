@@ -42,7 +42,9 @@ class Limits:
     Keepalive: load balancers cut connections that are silent for 60 s, and a peer that vanished
     without a word is noticed only by an unanswered ping. A ping every 20 s with 10 s to answer
     does both. gRPC servers answer such pings with `too_many_pings` unless told otherwise, so the
-    server's options allow them at half that interval.
+    server's options allow them at half that interval. A server that we do not configure (Ray
+    Serve's ingress) counts pings between which it sent nothing, and ends the connection at the
+    third: towards it, `ping_without_calls` is off.
 
     Raises:
         ValueError: a number is out of range.
@@ -51,6 +53,7 @@ class Limits:
     max_message_bytes: int = 32 * 1024 * 1024
     keepalive_seconds: float = 20.0
     keepalive_timeout_seconds: float = 10.0
+    ping_without_calls: bool = True
 
     def __post_init__(self) -> None:
         if not 64 * 1024 <= self.max_message_bytes < 2**31:
@@ -89,7 +92,7 @@ class Limits:
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_seconds)),
             # What is enforced in fact: of the two, 60 s by default (grpc/grpc#39239).
             ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout_seconds)),
-            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_permit_without_calls", int(self.ping_without_calls)),
         ]
 
 

@@ -222,11 +222,15 @@ class SpeakerSpeech:
     @classmethod
     def from_proto(cls, message: media_pb2.SpeakerSpeech, *, at: str) -> SpeakerSpeech:
         with FieldPath(at):
+            speech = Pcm.from_proto(message.speech, at="speech")
+            known = message.HasField("lookahead")
             return cls(
                 speaker=message.speaker,
                 mode=member(Mode, message.mode, at="mode"),
-                speech=Pcm.from_proto(message.speech, at="speech"),
-                lookahead=Pcm.from_proto(message.lookahead, at="lookahead"),
+                speech=speech,
+                lookahead=Pcm.from_proto(message.lookahead, at="lookahead")
+                if known
+                else Pcm(b"", speech.sample_rate),
             )
 
     def to_proto(self) -> media_pb2.SpeakerSpeech:

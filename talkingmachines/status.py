@@ -3,13 +3,15 @@
 A server puts the error into a `google.rpc.Status`: the code says what kind of thing went wrong,
 `ErrorInfo` (domain `talkingmachines`) carries everything needed to build the same error again,
 and the standard details (`BadRequest`, `RetryInfo`, `QuotaFailure`, `ResourceInfo`) say it once
-more for clients that are not ours. `from_rpc_error` undoes it, and also gives a name to what
+more for clients that are not ours. Where a proxy lets only code and text through, the text carries
+the `ErrorInfo` (`to_text`). `from_rpc_error` undoes both, and also gives a name to what
 gRPC itself reports (a refused connection, an oversized message).
 """
 
 from __future__ import annotations
 
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -44,6 +46,8 @@ from talkingmachines.errors import (
 
 DOMAIN = "talkingmachines"
 
+_MARK = "talkingmachines-error:"  # before an ErrorInfo in base64
+
 _RETRY_UNSTATED = 1.0  # seconds, for errors of gRPC's own that name no time
 # What a caller sent was too large: the server noticed, or the caller's own end.
 _OVERSIZED = re.compile(
@@ -60,14 +64,28 @@ _Args = dict[str, str]
 def to_status(error: TalkingMachinesError) -> Status:
     """`error` as the status that crosses the wire, under the nearest name that both ends know."""
     code, args, details = _describe(error)
-    known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    info = ErrorInfo(reason=known.__name__, domain=DOMAIN, metadata=args)
+    info = ErrorInfo(reason=_known(error), domain=DOMAIN, metadata=args)
     status = Status(code=code.value[0], message=str(error))
     for detail in (info, *details):
         packed = Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def code_of(error: TalkingMachinesError) -> grpc.StatusCode:
+    """The code that `error` crosses the wire with."""
+    return _describe(error)[0]
+
+
+def to_text(error: TalkingMachinesError) -> str:
+    """`error` for a status whose details do not survive: a line for people, a line for us.
+
+    Short enough, however long its parts are, for proxies that cut texts at 4,096 characters.
+    """
+    _, args, _ = _describe(error)
+    info = ErrorInfo(reason=_known(error), domain=DOMAIN, metadata=args)
+    return f"{error}\n{_MARK}{b64encode(info.SerializeToString()).decode()}"
 
 
 def from_status(status: Status) -> TalkingMachinesError:
@@ -88,7 +106,23 @@ def from_rpc_error(error: grpc.RpcError) -> TalkingMachinesError:
         status = _attached_status(error)
     if status is not None:
         return from_status(status)
-    return _nearest(error.code(), error.details() or "")
+    return _from_text(error.code(), error.details() or "")
+
+
+def _from_text(code: grpc.StatusCode, text: str) -> TalkingMachinesError:
+    """The error that `to_text` was given, or the nearest one for a text that is not ours."""
+    message, mark, encoded = text.rpartition(f"\n{_MARK}")
+    if mark:
+        with suppress(DecodeError, ValueError):  # cut short on its way
+            info = ErrorInfo.FromString(b64decode(encoded, validate=True))
+            return _rebuild(info.reason, info.metadata, message)
+    return _nearest(code, text)
+
+
+def _known(error: TalkingMachinesError) -> str:
+    """The nearest name of `error` that both ends know."""
+    known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return known.__name__
 
 
 def _describe(error: TalkingMachinesError) -> tuple[grpc.StatusCode, _Args, list[Message]]:

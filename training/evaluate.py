@@ -38,6 +38,7 @@ from training.grades import Grades, reaction, sync, table
 from training.measure import psnr
 from training.mouth_reader import PixelReader, lips_apart, mouth_crop
 from training.sheet import grid, write_png
+from training.shipped import SIDE
 from training.speaker import CorpusSpeaker
 from training.stream import Mp4
 
@@ -108,15 +109,15 @@ def questions(
 ) -> dict[str, Question]:
     """Speech, silence, a turn that begins after a second of listening, and a long stream."""
     plain, quiet = CropPlan(silence=0.0, stretched=0.0), CropPlan(silence=1.0, stretched=0.0)
-    length = Geometry(frames=_whole_chunks(seconds))
-    short = Geometry(frames=_whole_chunks(5.0))
+    length = _length(seconds)
+    short = _length(5.0)
     asked = {
         "speech": ask(CorpusSpeaker(speech, length, plain, turns=0), length, characters, family),
         "silence": ask(CorpusSpeaker(speech, short, quiet, turns=0), short, characters, family),
         "turn": ask(CorpusSpeaker(speech, short, plain, turns=1), short, characters, family),
     }
     if minutes:
-        endless = Geometry(frames=_whole_chunks(60 * minutes))
+        endless = _length(60 * minutes)
         asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, 2, family)
     return asked
 
@@ -154,8 +155,8 @@ def _background(question: Question) -> Tensor:
     return (~face & above).float()[:, None, None]
 
 
-def _whole_chunks(seconds: float) -> int:
-    return max(1, round(seconds * 25 / 48)) * 48
+def _length(seconds: float) -> Geometry:
+    return Geometry(frames=max(1, round(seconds * 25 / 48)) * 48, size=SIDE)
 
 
 def candidates(asked: argparse.Namespace) -> list[Candidate]:

@@ -25,14 +25,14 @@ from training.babble import Babble
 from training.data.faces.expression import MOUTH
 from training.data.faces.split import Split
 from training.flow_task import read
-from training.footage import Footage, Geometry, Studio
+from training.footage import Footage, Studio
 from training.latents import LatentClips
 from training.learner import Learner, Recipe
 from training.measure import correlation
 from training.mouth_reader import LatentReader, PixelReader, lips_apart, mouth_crop
-from training.rows import Pool
+from training.rows import Keep, Pool
 from training.run import Budget, draw
-from training.shipped import shipped_dit
+from training.shipped import clips_of_faces, shipped_dit
 from training.supply import Sources, supply
 from training.vae import signed
 
@@ -129,6 +129,7 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     latents, pixels = kinds.add_parser("latents"), kinds.add_parser("pixels")
     Sources.arguments(latents)
+    Keep.arguments(pixels)
     for kind in (latents, pixels):
         kind.add_argument("--out", type=Path, required=True, help="the file of weights")
         kind.add_argument("--minutes", type=float, required=True)
@@ -150,10 +151,11 @@ def _latents(asked: argparse.Namespace) -> LatentReader:
 
 
 def _pixels(asked: argparse.Namespace) -> PixelReader:
-    geometry = Geometry(frames=12)
-    speaker, reader = Babble(geometry), PixelReader()
+    geometry = clips_of_faces()
+    speaker, reader, keep = Babble(geometry), PixelReader(), Keep.asked(asked)
     studio = Studio(speaker, geometry, Split.TRAIN, _HOST)
-    pool = Pool(studio.make, size=48, block=4, period=8)
+    make = studio.make if keep is None else keep.of("footage").made(Footage, studio.make)
+    pool = Pool(make, size=48, block=4, period=8)
     pool.at(0)
     learn_pixels(reader, pool, budget=Budget(asked.minutes))
     unseen = Studio(speaker, geometry, Split.TEST, _HOST).make(range(16))

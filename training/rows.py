@@ -6,8 +6,9 @@ step may draw.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
@@ -86,6 +87,35 @@ class Shelf(Generic[T]):
         save_file({name: x.cpu().contiguous() for name, x in packed(row).items()}, unfinished)
         unfinished.replace(path)
         return row
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Where made rows are kept, and how many different ones."""
+
+    directory: Path
+    rows: int
+
+    @staticmethod
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--shelf", type=Path, help="keep clips here: on CPUs drawing costs more than learning")
+        add("--shelf-clips", type=int, default=900, help="different clips (%(default)s)")
+
+    @staticmethod
+    def asked(asked: argparse.Namespace) -> Keep | None:
+        return None if asked.shelf is None else Keep(asked.shelf, asked.shelf_clips)
+
+    def of(self, what: str) -> Keep:
+        """A place of its own for one kind of row."""
+        return replace(self, directory=self.directory / what)
+
+    def made(
+        self, kind: type[T], make: Callable[[Sequence[int]], T]
+    ) -> Callable[[Sequence[int]], T]:
+        """`make` for an endless series that begins anew after `rows` rows, each made once."""
+        shelf = Shelf(kind, make, self.directory)
+        return lambda numbers: shelf.make([number % self.rows for number in numbers])
 
 
 class Pool(Generic[T]):

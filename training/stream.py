@@ -33,7 +33,7 @@ from services.vae.engine import Engine as VaeEngine
 from services.vae.pixels import Pixels
 from services.vae.runner import place
 from services.vae.session import Chunk as LatentChunk
-from services.vae.session import Decoded, Opening
+from services.vae.session import Decoded, Failed, Opening
 from talkingmachines.spec import StreamSpec
 
 Pcm16 = NDArray[np.int16]
@@ -85,9 +85,11 @@ def talk(
         score.settle()
         while vae.busy:
             for decoded in vae.step():
-                if not isinstance(decoded, Decoded):
-                    raise decoded.error
-                yield decoded.frames
+                match decoded:
+                    case Failed(error=error):
+                        raise error
+                    case Decoded(frames=frames):
+                        yield frames
 
 
 def pieces(speech: Pcm16, spec: StreamSpec) -> Iterator[Pcm16]:

@@ -125,12 +125,7 @@ def main() -> None:
         parser.error(f"{asked.stage} needs --start and --teacher")
     torch.manual_seed(0)
     sources = Sources.of(asked)
-    fresh = asked.start is None
-    start = (
-        initialised(Dit(shipped_dit(VaeConfig.read(asked.vae))))
-        if fresh
-        else opened(asked.start, sources.device)
-    )
+    start = beginning(asked)
     fed = supply(sources, start.config, pool=96, block=4, period=8, held_out=8)
     task = stages[asked.stage](asked, start.to(sources.device), fed)
     run(task, asked.out, Budget(asked.minutes, call_minutes=asked.call_minutes))

@@ -6,7 +6,7 @@ Serves the transformer's training scripts and the evaluation, which share one se
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from training.data.faces.split import Split
 from training.data.speech.corpus import Corpus
 from training.data.speech.crops import SpeechSet
 from training.data.speech.split import Test, Train
-from training.footage import Geometry, Studio
+from training.footage import Footage, Geometry, Studio
 from training.latents import Encoder, LatentClips
-from training.rows import Pool, Shelf
+from training.rows import Keep, Pool
 from training.speaker import CorpusSpeaker, test_plan, training_plan
 
 
@@ -35,8 +35,7 @@ class Sources:
     speech: Path  # the speech corpus
     vae: Path  # a VAE's folder
     front_end: Path  # a speech encoder's weights
-    shelf: Path | None  # where clips are kept once made; None makes them anew
-    shelf_clips: int  # so many different ones
+    keep: Keep | None  # where clips are kept once made; None makes them anew
     device: torch.device
 
     @staticmethod
@@ -45,15 +44,12 @@ class Sources:
         add("--speech", type=Path, required=True, help="folder of the speech corpus")
         add("--vae", type=Path, required=True, help="folder of the VAE")
         add("--front-end", type=Path, required=True, help="the speech encoder's weights")
-        add("--shelf", type=Path, help="keep clips here: on CPUs drawing costs more than learning")
-        add("--shelf-clips", type=int, default=900, help="different clips (%(default)s)")
+        Keep.arguments(parser)
         add("--device", type=torch.device, default=torch.device("cpu"))
 
     @staticmethod
     def of(asked: argparse.Namespace) -> Sources:
-        return Sources(
-            asked.speech, asked.vae, asked.front_end, asked.shelf, asked.shelf_clips, asked.device
-        )
+        return Sources(asked.speech, asked.vae, asked.front_end, Keep.asked(asked), asked.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +66,30 @@ def supply(
     sources: Sources, config: DitConfig, *, pool: int, block: int, period: int, held_out: int
 ) -> Supply:
     """Open everything. Clips are made when they are first wanted."""
-    geometry = Geometry(frames_per_chunk=config.spec.frames_per_chunk)
+    geometry = Geometry(frames_per_chunk=config.spec.frames_per_chunk, size=config.stream.width)
     corpus = Corpus.open(sources.speech)
     vae, front_end = checkpoint.load(sources.vae), speech_encoder(sources.front_end, config)
     encoder = Encoder(vae, front_end, config, geometry, sources.device)
     training = CorpusSpeaker(SpeechSet.of(corpus, Train), geometry, training_plan())
     judging = CorpusSpeaker(SpeechSet.of(corpus, Test), geometry, test_plan())
-    learn = Studio(training, geometry, Split.TRAIN, sources.device)
-    judge = Studio(judging, geometry, Split.TEST, sources.device)
+    keep, device = sources.keep, sources.device
+    learned: Callable[[Sequence[int]], Footage]
+    learned = Studio(training, geometry, Split.TRAIN, device).make
+    judged = Studio(judging, geometry, Split.TEST, device).make
+    if keep is not None:
+        learned = keep.of("footage").made(Footage, learned)
 
-    def make(numbers: Sequence[int]) -> LatentClips:
-        return encoder.encode(learn.make(numbers))
+    def train(numbers: Sequence[int]) -> LatentClips:
+        return encoder.encode(learned(numbers))
 
-    source = make
-    if sources.shelf is not None:
-        shelf = Shelf(LatentClips, make, sources.shelf)
+    def test(numbers: Sequence[int]) -> LatentClips:
+        return encoder.encode(judged(numbers))
 
-        def source(numbers: Sequence[int]) -> LatentClips:
-            return shelf.make([number % sources.shelf_clips for number in numbers])
-
+    series = train if keep is None else keep.of("latents").made(LatentClips, train)
+    unseen = test if keep is None else keep.of("unseen").made(LatentClips, test)
     return Supply(
-        pool=Pool(source, size=pool, block=block, period=period),
-        held_out=encoder.encode(judge.make(range(held_out))),
+        pool=Pool(series, size=pool, block=block, period=period),
+        held_out=unseen(range(held_out)),
         vae=vae,
         front_end=front_end,
     )

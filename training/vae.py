@@ -1,10 +1,11 @@
-"""Train the video VAE: single pictures first, then clips, on crops that favour the mouth.
+"""Train the video VAE on crops, half of them around the mouth: pictures, short clips, longer ones.
 
 footage → **vae** → latents. A causal 3-D network whose convolutions have no past to begin with is
-a picture network, so both phases train the same model: the clips find it inflated. A clip begins
-with the reference picture as often as with its own first frame, because a stream does.
+a picture network, so all phases train the same model: clips find it inflated. A clip begins with
+the reference picture as often as with its own first frame, because a stream does. Longer clips in
+the end fill the memory that a stream has.
 
-    python -m training.vae --out RUN --minutes 90
+    python -m training.vae --out RUN --minutes 40
 
 Ends in RUN/export, which `services.vae.checkpoint.load` reads.
 """
@@ -32,28 +33,42 @@ from training.data.faces.truth import mouth_weights
 from training.footage import Footage, Geometry, Studio
 from training.latent_space import Moments, turned
 from training.learner import Learner, Recipe
-from training.rows import Pool, picked
+from training.rows import Keep, Pool, picked
 from training.run import Budget, Draw, run
 from training.sheet import grid
-from training.shipped import shipped_vae
+from training.shipped import clips_of_faces, shipped_vae
 
 _LOG_VARIANCE = (-12.0, 2.0)  # a runaway posterior is how such training ends in NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Part of a run that learns from crops of one shape."""
+
+    until: float  # share of the run
+    crop: int  # pixels per side
+    frames: int
+    rows: int  # crops per step
 
 
 @dataclass(frozen=True, slots=True)
 class VaeTraining:
     """What is learned from how much at a time."""
 
-    crop: int = 128  # pixels per side
-    pictures: int = 24  # crops per step while pictures are learned
-    clips: int = 4  # crops per step while clips are learned
-    pictures_until: float = 0.1  # share of the run: clips teach pictures too, at half the price
-    mouth: float = 6.0  # weight of the mouth's pixels
-    divergence: float = 1e-4
+    phases: tuple[Phase, ...] = (
+        Phase(until=0.35, crop=64, frames=1, rows=16),
+        Phase(until=0.85, crop=64, frames=5, rows=8),
+        Phase(until=1.0, crop=96, frames=13, rows=2),
+    )
+    mouth: float = 3.0  # weight of the mouth's pixels
+    divergence: float = 1e-5
     pool: int = 96  # rendered clips to draw from
     block: int = 4  # of them replaced together
-    period: int = 8  # steps between two replacements
+    period: int = 32  # steps between two replacements
     held_out: int = 12  # clips of unseen characters that judge
+
+    def phase(self, progress: float) -> Phase:
+        return next((one for one in self.phases if progress < one.until), self.phases[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +90,15 @@ class VaeTask:
         *,
         geometry: Geometry,
         device: torch.device,
+        keep: Keep | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.device, self._training, self._geometry = device, training, geometry
         self.learner = Learner(laid_out(begun(Vae(config)).to(device)), recipe)
         speaker = Babble(geometry)
         studio = Studio(speaker, geometry, Split.TRAIN, device)
-        self._pool = Pool(
-            studio.make, size=training.pool, block=training.block, period=training.period
-        )
+        make = studio.make if keep is None else keep.of("footage").made(Footage, studio.make)
+        self._pool = Pool(make, size=training.pool, block=training.block, period=training.period)
         judges = Studio(speaker, geometry, Split.TEST, device)
         self._judges = judges.make(range(training.held_out))
 
@@ -92,10 +107,9 @@ class VaeTask:
         return cast(Vae, self.learner.model)
 
     def step(self, draw: Draw, progress: float) -> Mapping[str, Tensor]:
-        alone = progress < self._training.pictures_until
-        rows = self._training.pictures if alone else self._training.clips
-        footage = self._pool.batch(self.learner.steps, rows, draw.host)
-        crops = cropped(footage, self._training.crop, self._training.mouth, draw.host, single=alone)
+        phase = self._training.phase(progress)
+        footage = self._pool.batch(self.learner.steps, phase.rows, draw.host)
+        crops = cropped(footage, phase, self._training.mouth, draw.host)
         with autocast(self.device):
             mean, log_variance, _ = self.vae.posterior(crops.frames, State())
             mean, log_variance = mean.float(), log_variance.float().clamp(*_LOG_VARIANCE)
@@ -181,30 +195,27 @@ def signed(frames: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def cropped(
-    footage: Footage, side: int, mouth: float, generator: torch.Generator, *, single: bool
-) -> Crops:
-    """Squares of the clips, half of them around the mouth; of one frame each if `single`."""
-    frames, weights = [], []
+def cropped(footage: Footage, phase: Phase, mouth: float, generator: torch.Generator) -> Crops:
+    """Squares of a few frames of the clips, half of them around the mouth."""
+    shown, weights, side, frames = list[Tensor](), list[Tensor](), phase.crop, phase.frames
     for row in range(len(footage)):
         clip = picked(footage, slice(row, row + 1))
-        shown = _started(clip, generator)
-        weight = mouth_weights(clip.truth, shown.shape[-1], mouth)
-        if single:
-            at = _below(shown.shape[1], generator)
-            shown, weight = shown[:, at : at + 1], weight[:, at : at + 1]
-        y, x = _corner(clip.truth.mouth_box[0, 0], shown.shape[-1], side, generator)
-        frames.append(shown[..., y : y + side, x : x + side])
-        weights.append(weight[..., y : y + side, x : x + side])
+        first = _below(clip.frames.shape[1] - frames + 1, generator)
+        y, x = _corner(clip.truth.mouth_box[0, first], clip.frames.shape[-1], side, generator)
+        window = slice(first, first + frames), slice(y, y + side), slice(x, x + side)
+        shown.append(_started(clip, window[0], generator)[..., window[1], window[2]])
+        weight = mouth_weights(clip.truth, clip.frames.shape[-1], mouth)
+        weights.append(weight[:, window[0], window[1], window[2]])
     weight = torch.cat(weights)[:, None]
-    return Crops(signed(torch.cat(frames)), weight / weight.mean())
+    return Crops(signed(torch.cat(shown)), weight / weight.mean())
 
 
-def _started(clip: Footage, generator: torch.Generator) -> Tensor:
-    """The clip's frames, the first of them the reference picture in half of the cases."""
+def _started(clip: Footage, window: slice, generator: torch.Generator) -> Tensor:
+    """Some of the clip's frames, the first of them the reference picture in half of the cases."""
+    frames = clip.frames[:, window]
     if _below(2, generator):
-        return clip.frames
-    return torch.cat([clip.anchor[:, None], clip.frames[:, 1:]], 1)
+        return frames
+    return torch.cat([clip.anchor[:, None], frames[:, 1:]], 1)
 
 
 def _corner(box: Tensor, size: int, side: int, generator: torch.Generator) -> tuple[int, int]:
@@ -228,13 +239,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
     parser.add_argument("--call-minutes", type=float, help="end this call earlier")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    Keep.arguments(parser)
     asked = parser.parse_args()
     task = VaeTask(
         shipped_vae(),
         VaeTraining(),
-        Recipe(rate=8e-4, betas=(0.9, 0.95)),
-        geometry=Geometry(frames=13),
+        Recipe(rate=1e-3, hold=0.4, betas=(0.9, 0.95)),
+        geometry=clips_of_faces(),
         device=asked.device,
+        keep=Keep.asked(asked),
     )
     run(task, asked.out, Budget(asked.minutes, call_minutes=asked.call_minutes))
 

@@ -2,7 +2,8 @@
 
 Beside the path: opening → **admission** → Redis. All gateways count in the same place. A place that
 is not renewed is free again, so a gateway that dies takes none with it. Running sessions never pay
-for new ones: their places are only ever renewed.
+for new ones: their places are only ever renewed, and how many places there are is what replicas say
+that they take (`replicas`), or less when the operator says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
+from services.gateway.replicas import SLOTS
 from services.gateway.store import Script, Store
 from services.runtime.metrics import GatewayMetrics
 from talkingmachines.errors import NoCapacity, QuotaExceeded, Unavailable
@@ -23,13 +25,16 @@ _POLL_SECONDS = 0.5
 _PLACE_SECONDS = 30.0  # a place lives so long without being renewed
 _WAITING_SECONDS = 5.0  # a ticket lives so long without being asked about
 _RETRY_SECONDS = 5.0
+_TRIAL_MS = 2_000
 
-_ACTIVE, _QUEUE, _WAITING, _COUNTER = (
-    f"tm:{{fleet}}:{name}" for name in ("active", "queue", "waiting", "tickets")
+_ACTIVE, _QUEUE, _WAITING, _COUNTER, _TRIAL = (
+    f"tm:{{fleet}}:{name}" for name in ("active", "queue", "waiting", "tickets", "trial")
 )
 
-# KEYS: active, queue, waiting, counter, the caller's. ARGV: ticket, capacity (0: any), the
-# caller's most, longest queue, seconds of a place, seconds of a ticket, order (or '').
+# KEYS: active, queue, waiting, counter, the caller's, slots of the engines, trial. ARGV: ticket,
+# capacity (0: any), the caller's most, longest queue, seconds of a place, seconds of a ticket,
+# order (or ''), milliseconds between trials. When as many sessions run as replicas are known to
+# take, the first in the queue is let in on trial now and then: others may have come.
 # Returns position (0: admitted, -1: the caller has its share, -2: the queue is full), depth, order.
 _ENTER = Script("""
 local time = redis.call('TIME')
@@ -51,8 +56,10 @@ end
 redis.call('ZADD', KEYS[2], order, ARGV[1])
 redis.call('ZADD', KEYS[3], now + ARGV[6], ARGV[1])
 local rank = redis.call('ZRANK', KEYS[2], ARGV[1])
-local most = tonumber(ARGV[2])
-if rank == 0 and (most == 0 or redis.call('ZCARD', KEYS[1]) < most) then
+local most, active = tonumber(ARGV[2]), redis.call('ZCARD', KEYS[1])
+local slots = tonumber(redis.call('GET', KEYS[6]) or '0')
+if rank == 0 and (most == 0 or active < most) and (slots == 0 or active < slots
+    or redis.call('SET', KEYS[7], ARGV[1], 'NX', 'PX', ARGV[8])) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
@@ -95,7 +102,6 @@ class Admission:
         self._store = store
         self._capacity = capacity
         self._metrics = metrics
-        metrics.session_capacity.set(capacity.sessions)
 
     def ticket(self, caller: str, *, most: int, tell: Callable[[int, int], None]) -> Ticket:
         """A place to be asked for.
@@ -108,9 +114,9 @@ class Admission:
         return Ticket(self, caller, most=most, tell=tell)
 
     async def enter(self, ticket: str, caller: str, most: int, order: str) -> tuple[int, int, str]:
-        keys = [_ACTIVE, _QUEUE, _WAITING, _COUNTER, _caller(caller)]
+        keys = [_ACTIVE, _QUEUE, _WAITING, _COUNTER, _caller(caller), SLOTS, _TRIAL]
         limits = [self._capacity.sessions, most, self._capacity.queue]
-        args = [ticket, *limits, _PLACE_SECONDS, _WAITING_SECONDS, order]
+        args = [ticket, *limits, _PLACE_SECONDS, _WAITING_SECONDS, order, _TRIAL_MS]
         position, depth, order_ = await self._store.run(_ENTER, keys, args)
         return int(position), int(depth), order_.decode()
 

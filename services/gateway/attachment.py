@@ -13,52 +13,32 @@ and one coroutine reacts to it; so nothing here races.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
 import structlog
 
+from services.gateway.attaching import Attaching, Going, Patience, Refused, Seen
 from services.gateway.chunk import Rewind
 from services.gateway.link import Link
 from services.gateway.log import SessionLog
-from services.gateway.wires import A, I, Wire
+from services.gateway.spans import Spans
+from services.gateway.wires import A, Due, I, Wire
 from services.runtime.metrics import GatewayMetrics, HandOverReason, Outcome
 from talkingmachines import duration
-from talkingmachines.errors import (
-    BadInput,
-    EngineFailure,
-    NotFound,
-    PermissionDenied,
-    TalkingMachinesError,
-    TimedOut,
-    Unauthenticated,
-)
+from talkingmachines.errors import BadInput, EngineFailure, TalkingMachinesError, TimedOut
 from talkingmachines.v1 import media_pb2
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _NEWEST = 0.2  # weight of the newest chunk in the mean time
-# No other replica would answer differently.
-_FINAL = (BadInput, NotFound, PermissionDenied, Unauthenticated)
 _REASONS = {
     media_pb2.HAND_OVER_REASON_AGE: HandOverReason.AGE,
     media_pb2.HAND_OVER_REASON_DRAINING: HandOverReason.DRAIN,
     media_pb2.HAND_OVER_REASON_OVERLOADED: HandOverReason.OVERLOAD,
     media_pb2.HAND_OVER_REASON_UNHEALTHY: HandOverReason.UNHEALTHY,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for engines, in seconds."""
-
-    attach: float = 10.0  # for one replica to build a session's caches
-    rebuild: float = 20.0  # for the next answer after a loss, all attempts together
-    stall: float = 8.0  # for any reply while work is under way
-    first_backoff: float = 0.02
-    last_backoff: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +86,7 @@ class Attachment(Generic[I, A]):
         wire: the messages.
         log: what the session said and drew.
         slack: seconds until a chunk is due at the client.
+        seen: told of every replica that was attached to.
         first_chunk, first_place: where the stage begins (a resumed session not at 0).
     """
 
@@ -117,6 +98,8 @@ class Attachment(Generic[I, A]):
         slack: Callable[[int], float],
         patience: Patience,
         metrics: GatewayMetrics,
+        spans: Spans,
+        seen: Seen,
         first_chunk: int = 0,
         first_place: int = 0,
     ) -> None:
@@ -125,6 +108,10 @@ class Attachment(Generic[I, A]):
         self._slack = slack
         self._patience = patience
         self._metrics = metrics
+        self._spans = spans
+        self._attaching = Attaching(
+            wire, going=self._going, patience=patience, metrics=metrics, seen=seen
+        )
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: dict[int, I] = {}  # given and not completely answered, in order
@@ -144,13 +131,16 @@ class Attachment(Generic[I, A]):
         self.hand_overs = 0
         self.rebuilds = 0
 
-    async def open(self) -> None:
+    async def open(self, *, running: bool) -> None:
         """Attach for the first time.
+
+        Args:
+            running: whether the session ran before, elsewhere: then it waits for room as well.
 
         Raises:
             TalkingMachinesError: as the replica refused; `NoCapacity` when none has room.
         """
-        link = self._link = await self._attach()
+        link = self._link = await self._attaching.first(running=running)
         link.listen(lambda reply: self._events.put_nowait(_Heard(link, reply)))
         self._metrics.attachments.labels(self._wire.engine).inc()
 
@@ -236,6 +226,7 @@ class Attachment(Generic[I, A]):
         """Count how long a chunk took."""
         seconds = asyncio.get_running_loop().time() - self._given_at.pop(chunk)
         self._metrics.chunk_seconds.labels(self._wire.stage).observe(seconds)
+        self._spans.stage(chunk, self._wire.stage, seconds)
         mean = self.mean_seconds or seconds
         self.mean_seconds = mean + _NEWEST * (seconds - mean)
 
@@ -248,8 +239,8 @@ class Attachment(Generic[I, A]):
             return
         for chunk, item in self._pending.items():
             if chunk == link.next_chunk:
-                slack = self._slack(chunk)
-                link.send(self._wire.item(item, slack, first_place=self._expected))
+                due = Due(self._slack(chunk), self._expected, self._spans.context(chunk))
+                link.send(self._wire.item(item, due))
                 link.next_chunk = chunk + 1
 
     def _rewind(self, rewind: Rewind) -> None:
@@ -326,8 +317,9 @@ class Attachment(Generic[I, A]):
         _log.warning("attachment lost", engine=self._wire.engine, error=error)
         link.cut()
         self._metrics.attachments.labels(self._wire.engine).dec()
-        if isinstance(error, _FINAL):
-            raise EngineFailure(f"{self._wire.engine} refused the session: {error}")
+        error = self._attaching.meaning(error)
+        if isinstance(error, Refused):
+            raise error
         now = asyncio.get_running_loop().time()
         self._lost_at = self._lost_at or now
         self._fruitless += 1
@@ -359,52 +351,18 @@ class Attachment(Generic[I, A]):
     # ---- Making attachments ----
 
     async def _make(self, seconds: float) -> None:
-        """Attach, trying again for `seconds`; tells how it went."""
-        clock = asyncio.get_running_loop().time
-        deadline, backoff = clock() + seconds, self._patience.first_backoff
-        if self._fruitless > 1:  # whoever answers attaching and then fails is not asked at once
-            backoff = min(backoff * 2**self._fruitless, self._patience.last_backoff)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.5))
-        while True:
-            try:
-                link = await self._attach()
-            except _FINAL as error:
-                raise EngineFailure(f"{self._wire.engine} refused the session: {error}") from error
-            except TalkingMachinesError as error:
-                pause = backoff * random.uniform(0.5, 1.5)
-                if clock() + pause >= deadline:
-                    self._events.put_nowait(_NotMade(error))
-                    return
-                await asyncio.sleep(pause)
-                backoff = min(2 * backoff, self._patience.last_backoff)
-            else:
-                self._events.put_nowait(_Made(link))
-                return
-
-    async def _attach(self) -> Link[Any, Any]:
-        clock = asyncio.get_running_loop().time
-        started, chunk = clock(), self._resumable
-        link: Link[Any, Any] = Link(self._wire.connect, next_chunk=chunk, version=self._version)
-        due = self._slack(chunk) if self._pending else None
-        link.send(self._wire.attach(chunk, due))
+        """Attach within `seconds`; tells how it went."""
         try:
-            async with asyncio.timeout(self._patience.attach):
-                reply = await link.first()
-        except TimeoutError:
-            link.cut()
-            raise TimedOut(
-                f"attaching to {self._wire.engine}", limit=self._patience.attach
-            ) from None
-        except asyncio.CancelledError:
-            link.cut()
+            link = await self._attaching.within(seconds, fruitless=self._fruitless)
+            self._events.put_nowait(_Made(link))
+        except Refused:
             raise
-        replica = self._wire.attached(reply)
-        if replica is None:
-            link.cut()
-            raise EngineFailure(f"{self._wire.engine} did not say that it attached")
-        self._metrics.attach_seconds.labels(self._wire.engine).observe(clock() - started)
-        _log.debug("attached", engine=self._wire.engine, replica=replica, next_chunk=chunk)
-        return link
+        except TalkingMachinesError as error:
+            self._events.put_nowait(_NotMade(error))
+
+    def _going(self) -> Going:
+        chunk = self._resumable
+        return Going(chunk, self._version, self._slack(chunk) if self._pending else None)
 
     # ---- Events ----
 

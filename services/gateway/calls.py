@@ -17,17 +17,18 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.gateway.admission import Admission
+from services.gateway.ahead import read_ahead
 from services.gateway.auth import Caller
 from services.gateway.avatars import Avatars, Character
 from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Start, Wanted, Workshop, wanted
 from services.gateway.outbox import NOT_READING, Event, Outbox
 from services.gateway.parts import Parts
+from services.gateway.persona import laid_over
 from services.gateway.session import Session
 from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.runtime.drain import Drain
-from services.runtime.interceptor import domain_error
 from services.runtime.logs import about
 from services.runtime.metrics import (
     GatewayMetrics,
@@ -37,6 +38,7 @@ from services.runtime.metrics import (
     SessionMode,
     SessionState,
 )
+from services.runtime.rpc import domain_error
 from talkingmachines import duration
 from talkingmachines.errors import (
     BadInput,
@@ -59,7 +61,7 @@ _HEADER_SECONDS = 10.0  # to say what is wanted, once connected
 
 Requests = AsyncIterator[avatar_pb2.TalkRequest]
 # Makes the source of speech of one CONVERSE session.
-Conversation = Callable[[Session, Grant, Character], SpeechSource]
+Conversation = Callable[[Session, Grant], SpeechSource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ class Calls:
         Raises:
             TalkingMachinesError: why it was refused or ended, other than well.
         """
-        call = _Call(self, caller, requests, outbox)
+        async with read_ahead(requests) as arrived:
+            await self._hold(_Call(self, caller, arrived, outbox))
+
+    async def _hold(self, call: _Call) -> None:
         try:
             await call.run()
         except BaseException as error:
@@ -147,7 +152,7 @@ class _Call:
         """A new session: a character, a place, a lease, engines."""
         character = await self._calls.avatars.character(self._caller.tenant, want.avatar_id)
         deadline = self._opened_at + want.patience
-        record = await self._record(want)
+        record = await self._record(want, character)
         async with AsyncExitStack() as held:
             held.push_async_callback(self._ticket.give_back)
             while True:
@@ -157,7 +162,7 @@ class _Call:
                 try:
                     await self._talk(want, grant, character, resumed=False)
                     return
-                except NoCapacity:  # the engines are full, whatever our count says
+                except (NoCapacity, TimedOut):  # the engines are full, whatever our count says
                     if self._running:
                         raise
                     await self._calls.leases.end(grant)
@@ -192,15 +197,16 @@ class _Call:
         )
         with about(session=grant.session_id):
             async with AsyncExitStack() as attached:
+                attached.callback(parts.spans.cut_off)
                 for stage in (parts.score, parts.vae):
                     attached.push_async_callback(stage.close)
-                    await stage.open()
+                    await stage.open(running=resumed)
                 self._running = True
                 self._calls.metrics.sessions_opened.labels(_mode(grant.record)).inc()
                 session = self._session(parts, grant, start)
                 self._outbox.need_key_frame = session.ask_key_frame
                 self._outbox.tell(Event(ready=self._ready(parts, grant, start, resumed)))
-                source = self._source(session, grant, character)
+                source = self._source(session, grant)
                 keeping = (lease.keep(), self._ticket.keep(), self._going_away())
                 try:
                     await session.run(self._requests, source, *keeping)
@@ -216,16 +222,17 @@ class _Call:
             self._caller.limits.session,
             self._standing,
             backlog=start.backlog,
+            new_from=start.new_from,
             age=time() - grant.record.open_time.seconds,
         )
 
-    def _source(self, session: Session, grant: Grant, character: Character) -> SpeechSource:
+    def _source(self, session: Session, grant: Grant) -> SpeechSource:
         if grant.record.mode == avatar_pb2.TALK_MODE_DRIVE:
             return Drive(session)
         assert self._calls.conversation is not None
-        return self._calls.conversation(session, grant, character)
+        return self._calls.conversation(session, grant)
 
-    async def _record(self, want: Wanted) -> storage_pb2.SessionRecord:
+    async def _record(self, want: Wanted, character: Character) -> storage_pb2.SessionRecord:
         loaded = await self._calls.workshop.engines.loaded()
         now = Timestamp()
         now.GetCurrentTime()
@@ -237,7 +244,7 @@ class _Call:
             seed=want.seed,
             spec=spec_to_proto(loaded.spec),
             open_time=now,
-            persona=want.persona,
+            persona=laid_over(character.avatar.persona, want.persona),
         )
 
     def _ready(self, parts: Parts, grant: Grant, start: Start, resumed: bool) -> avatar_pb2.Ready:

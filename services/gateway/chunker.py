@@ -91,14 +91,17 @@ class Chunker:
         """Whether nothing is left to be said and nothing is expected to follow."""
         return not self._turns
 
-    def speak(self, pcm: Pcm, *, turn: int) -> None:
+    def speak(self, pcm: Pcm, *, turn: int, first_sample: int | None = None) -> None:
         """Take the next piece of a speaker's speech; that of a turn which is over is left out.
+
+        Args:
+            first_sample: where the sender says that it begins, in samples as sent.
 
         Raises:
             BadInput: no such speaker, another rate than before, or a piece that does not follow
                 the last one.
         """
-        self._check(pcm)
+        self._check(pcm, first_sample)
         if turn > self.newest_turn:
             self._turns.append(_Turn(turn))
         open_ = next((known for known in self._turns if known.number == turn), None)
@@ -207,15 +210,15 @@ class Chunker:
             self._positions.setdefault(pcm.speaker, nothing)
         return voice
 
-    def _check(self, pcm: Pcm) -> None:
+    def _check(self, pcm: Pcm, first_sample: int | None) -> None:
         self._check_speaker(pcm.speaker)
         known = self._positions.get(pcm.speaker)
         if known is not None and pcm.sample_rate != known.sample_rate:
             expected = f"{known.sample_rate} Hz, as before"
             raise BadInput("sample_rate", got=f"{pcm.sample_rate} Hz", expected=expected)
         received = self._received.get(pcm.speaker, 0)
-        if pcm.first_sample not in (0, received):
-            raise BadInput("first_sample", got=pcm.first_sample, expected=f"0 or {received}")
+        if first_sample is not None and first_sample != received:
+            raise BadInput("first_sample", got=first_sample, expected=f"none, or {received}")
 
     def _check_speaker(self, speaker: int) -> None:
         if speaker >= self._speakers:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from services.gateway.history import History
 from services.gateway.outbox import Event
 from services.gateway.persona import check_text
 from services.gateway.session import Session
@@ -42,7 +43,7 @@ _FIRST_BACKOFF = 0.1
 _LAST_BACKOFF = 2.0
 _MOST_UNSENT = 500  # messages for a bridge that does not read: seconds of voice
 _MOST_HELD_SECONDS = 600.0  # of speech that is made and not needed yet
-_REMEMBERED = 100  # transcripts told to the next bridge
+_MOST_WRITTEN = 100  # texts for a bridge to come
 _RESULT = 100_000  # characters
 
 Request = llm_bridge_pb2.ConverseRequest
@@ -80,7 +81,7 @@ class Converse:
         self._spoken = Spoken(spec, session.log)
         self._clock = asyncio.get_running_loop().time
         self._unsent: asyncio.Queue[Request] | None = None  # while a bridge is there
-        self._written: deque[avatar_pb2.Text] = deque(maxlen=_REMEMBERED)  # for a bridge to come
+        self._written: deque[avatar_pb2.Text] = deque(maxlen=_MOST_WRITTEN)  # for a bridge to come
         self._call: Any = None
         self._rate = 0  # of the bridge's speech, Hz
         self._held: deque[Pcm] = deque()  # speech that is not needed yet
@@ -88,7 +89,7 @@ class Converse:
         self._newest = (0, 0)  # turn that began last, at the bridge and in the session
         self._cut_at = (0, 0)  # where the answer that was cut off last began and ended
         self._words: deque[avatar_pb2.Transcript] = deque()  # whose place is not known yet
-        self._said: deque[avatar_pb2.Transcript] = deque(maxlen=_REMEMBERED)
+        self._history = History()
         self._user_rate = 0
         self._user_sample = 0  # next of the user's voice
         self._user_before = 0  # of these, before this bridge
@@ -115,6 +116,7 @@ class Converse:
             case "tool_result":
                 result = request.tool_result
                 check_text(result.result_json, most=_RESULT, at="tool_result.result_json")
+                self._history.answered(result)
                 self._send(tool_result=result)
             case other:
                 raise BadInput(other or "message", got="a message", expected="another")
@@ -148,8 +150,8 @@ class Converse:
             if self._user_rate not in (0, pcm.sample_rate):
                 expected = f"{self._user_rate} Hz, as before"
                 raise BadInput("sample_rate", got=f"{pcm.sample_rate} Hz", expected=expected)
-            if pcm.first_sample not in (0, self._user_sample):
-                expected = f"0 or {self._user_sample}"
+            if message.HasField("first_sample") and pcm.first_sample != self._user_sample:
+                expected = f"none, or {self._user_sample}"
                 raise BadInput("first_sample", got=pcm.first_sample, expected=expected)
         self._user_rate = pcm.sample_rate
         self._user_sample += len(pcm)
@@ -218,7 +220,7 @@ class Converse:
         return llm_bridge_pb2.ConverseOpen(
             session_id=self._session_id,
             persona=self._persona,
-            history=self._said,
+            history=self._history.events,
             next_turn=self._session.newest_turn + 1,
         )
 
@@ -276,6 +278,7 @@ class Converse:
                 self._session.tell(Event(notice=response.notice))
             case "tool_call":
                 response.tool_call.turn = self._ours(response.tool_call.turn)
+                self._history.called(response.tool_call)
                 self._session.tell(Event(tool_call=response.tool_call))
             case "hand_over":
                 left = duration.from_proto(response.hand_over.time_left)
@@ -312,9 +315,8 @@ class Converse:
     def _transcript(self, words: avatar_pb2.Transcript) -> None:
         character = words.party == avatar_pb2.PARTY_CHARACTER
         words.turn = self._ours(words.turn)
-        if words.final and words.text:
-            remembered = avatar_pb2.Transcript(party=words.party, turn=words.turn, text=words.text)
-            self._said.append(remembered)
+        if words.final:
+            self._history.said(words)
         if character and not words.final:
             self._words.append(words)  # until its place is known
             return
@@ -431,24 +433,12 @@ class Converse:
     @property
     def _uninterruptible(self) -> bool:
         manners = self._persona.turn_taking
-        greeting = bool(self._persona.greeting) and not any(
-            said.party == avatar_pb2.PARTY_USER for said in self._said
-        )
+        greeting = bool(self._persona.greeting) and not self._history.user_spoke
         first = self._answer is not None and self._answer.ours == 1
         return manners.uninterruptible or (manners.uninterruptible_greeting and greeting and first)
 
     def _notice(self, kind: avatar_pb2.NoticeKind.ValueType, text: str) -> None:
         self._session.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
-
-
-def laid_over(avatar: avatar_pb2.Persona, session: avatar_pb2.Persona) -> avatar_pb2.Persona:
-    """The avatar's persona with the fields that the session sets."""
-    merged = avatar_pb2.Persona()
-    merged.CopyFrom(avatar)
-    if session.tools:
-        del merged.tools[:]
-    merged.MergeFrom(session)
-    return merged
 
 
 async def _sent(unsent: asyncio.Queue[Request]) -> AsyncIterator[Request]:

@@ -5,24 +5,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
 from services.gateway.admission import Admission
 from services.gateway.auth import ApiKeys, Authenticator, Door, Tokens
-from services.gateway.avatars import Avatars, Character
+from services.gateway.avatars import Avatars
 from services.gateway.blobs import Blobs
 from services.gateway.calls import Calls, Conversation
-from services.gateway.converse import Converse, laid_over
+from services.gateway.converse import Converse
 from services.gateway.engines import Engines
 from services.gateway.index import Index
 from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Workshop
+from services.gateway.replicas import Replicas
 from services.gateway.servicer import AvatarServicer
 from services.gateway.session import Session
 from services.gateway.settings import Settings
@@ -56,17 +59,18 @@ async def gateway(
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
-        engines = Engines(*[await stack.enter_async_context(it) for it in _channels(settings)])
-        store = Store(_redis(settings), metrics)
-        stack.push_async_callback(store.close)
-        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        behind = await stack.enter_async_context(backing(settings, metrics))
+        store, replicas = behind.store, behind.replicas
+        engines, avatars = behind.engines, behind.avatars
         owner, window = secrets.token_hex(8), settings.resume_seconds
         leases = Leases(store, owner=owner, window=window, metrics=metrics)
         calls = Calls(
             avatars=avatars,
             leases=leases,
             admission=Admission(store, settings.capacity, metrics=metrics),
-            workshop=Workshop(engines, leases, settings.lead, settings.patience, metrics),
+            workshop=Workshop(
+                engines, replicas, leases, settings.lead, settings.patience, metrics, tracing
+            ),
             drain=drain,
             metrics=metrics,
             conversation=await stack.enter_async_context(_conversation(settings)),
@@ -83,7 +87,47 @@ async def gateway(
         endpoint = HttpEndpoint(settings.endpoint, registry=registry, checks={})
         await stack.enter_async_context(endpoint)
         await stack.enter_async_context(server)
+        await stack.enter_async_context(_beside(drain, engines.watch(), replicas.write()))
         yield server, avatars
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What lies behind a gateway, and behind whoever prepares characters for it."""
+
+    store: Store
+    replicas: Replicas
+    engines: Engines
+    avatars: Avatars
+
+
+@asynccontextmanager
+async def backing(settings: Settings, metrics: GatewayMetrics) -> AsyncIterator[Backing]:
+    """Connected while entered."""
+    async with AsyncExitStack() as stack:
+        store = Store(_redis(settings), metrics)
+        stack.push_async_callback(store.close)
+        replicas = Replicas(store, most=settings.capacity.sessions, metrics=metrics)
+        score, vae = [await stack.enter_async_context(it) for it in _channels(settings)]
+        engines = Engines(score, vae, seen=replicas.seen)
+        avatars = Avatars(engines, Blobs(settings.blobs_url), Index(store), metrics=metrics)
+        yield Backing(store, replicas, engines, avatars)
+
+
+@asynccontextmanager
+async def _beside(drain: Drain, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` while entered. It never ends by itself: when it fails, this gateway drains."""
+    running = [asyncio.create_task(one) for one in work]
+    for task in running:
+        task.add_done_callback(lambda task: None if task.cancelled() else drain.start())
+    try:
+        yield
+    finally:
+        for task in running:
+            task.cancel()
+        for task in running:
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 def _redis(settings: Settings) -> Client:
@@ -93,8 +137,10 @@ def _redis(settings: Settings) -> Client:
 
 
 def _channels(settings: Settings) -> list[DomainChannel]:
+    # Ray Serve's ingress is shared by both, and chooses by this name; others do not look at it.
     return [
-        open_channel(peer, metadata=_token(settings)) for peer in (settings.score, settings.vae)
+        open_channel(peer, metadata=[("application", application), *_token(settings)])
+        for application, peer in (("score", settings.score), ("vae", settings.vae))
     ]
 
 
@@ -112,12 +158,12 @@ async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None
     async with open_channel(settings.bridge, metadata=_token(settings)) as channel:
         stub: LlmBridgeServiceAsyncStub = LlmBridgeServiceStub(channel)
 
-        def converse(session: Session, grant: Grant, character: Character) -> Converse:
+        def converse(session: Session, grant: Grant) -> Converse:
             return Converse(
                 session,
                 stub,
                 session_id=grant.session_id,
-                persona=laid_over(character.avatar.persona, grant.record.persona),
+                persona=grant.record.persona,
                 spec=spec_from_proto(grant.record.spec, at="spec"),
             )
 

@@ -40,37 +40,41 @@ redis.call('DEL', KEYS[2])
 return 1
 """)
 
-# ARGV: owner, epoch, time to live, entries to keep, first chunk (-1: nothing to write), entries.
-# The log ends with the entries given, whatever it held from `first` on.
+# ARGV: owner, epoch, time to live, entries to keep, whether the client has its newest token (1),
+# first chunk (-1: nothing to write), entries. The log ends with the entries given, whatever it held
+# from `first` on.
 _WRITE = Script("""
 local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'end')
 if not held[1] then return -1 end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
-local first, past = tonumber(ARGV[5]), tonumber(held[3])
+if ARGV[5] == '1' then redis.call('HDEL', KEYS[1], 'token_before') end
+local first, past = tonumber(ARGV[6]), tonumber(held[3])
 if first >= 0 then
   if first > past or past - first >= redis.call('LLEN', KEYS[2]) then
     redis.call('DEL', KEYS[2])
   elseif first < past then
     redis.call('LTRIM', KEYS[2], 0, first - past - 1)
   end
-  for i = 6, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
+  for i = 7, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
   redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
-  redis.call('HSET', KEYS[1], 'end', first + #ARGV - 5)
+  redis.call('HSET', KEYS[1], 'end', first + #ARGV - 6)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 """)
 
-# ARGV: token digest, tenant, owner, new token digest, time to live.
+# ARGV: token digest, tenant, owner, new token digest, time to live. The token that was shown stays
+# valid beside the new one: nobody knows yet whether that reaches the client.
 _TAKE = Script("""
-local held = redis.call('HMGET', KEYS[1], 'token', 'tenant', 'epoch', 'record')
-if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return false end
-local epoch = tonumber(held[3]) + 1
-redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'epoch', epoch, 'token', ARGV[4])
+local held = redis.call('HMGET', KEYS[1], 'token', 'token_before', 'tenant', 'epoch', 'record')
+if held[1] ~= ARGV[1] and held[2] ~= ARGV[1] or held[3] ~= ARGV[2] then return false end
+local epoch = tonumber(held[4]) + 1
+redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'epoch', epoch, 'token', ARGV[4],
+  'token_before', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
-return {epoch, held[4], redis.call('LRANGE', KEYS[2], 0, -1)}
+return {epoch, held[5], redis.call('LRANGE', KEYS[2], 0, -1)}
 """)
 
 # ARGV: owner, epoch.
@@ -127,6 +131,9 @@ class Leases:
     async def resume(self, token: bytes, *, tenant: str) -> Grant:
         """The session that `token` opens, taken from whoever holds it.
 
+        The new token is in the grant. Until the client is known to have it (`Lease.told`), the one
+        that was shown works again.
+
         Raises:
             NotFound: no session, or not with this token or tenant.
             Unavailable: Redis is away.
@@ -162,14 +169,19 @@ class Leases:
         """
         return Lease(self, grant, log, keep=keep, at=at)
 
-    async def write(self, grant: Grant, keep: int, first: int, entries: list[bytes]) -> None:
+    async def write(
+        self, grant: Grant, keep: int, first: int, entries: list[bytes], *, told: bool = False
+    ) -> None:
         """Write the log from chunk `first` on; -1: only stay the owner.
+
+        Args:
+            told: whether the client has its newest token, so that none before it is needed.
 
         Raises:
             Fenced: another connection holds the session.
             Unavailable: Redis is away.
         """
-        args = [self._owner, grant.epoch, self._ttl, keep, first, *entries]
+        args = [self._owner, grant.epoch, self._ttl, keep, int(told), first, *entries]
         match await self._store.run(_WRITE, grant.keys, args):
             case 0:
                 self._metrics.leases_lost.inc()
@@ -212,12 +224,16 @@ class Lease:
         self._at = at
         self._wake = Wake()
         self._unwritten: int | None = None  # the first chunk that Redis does not have
+        self._told = False  # whether the client has its newest token
 
     def wrote(self, chunk: int) -> None:
         """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
         if self._unwritten is None or chunk < self._unwritten:
             self._unwritten = chunk
         self._wake.give()
+
+    def told(self) -> None:
+        self._told = True
 
     async def keep(self) -> None:
         """Write and renew for as long as the session lasts.
@@ -246,14 +262,13 @@ class Lease:
         first, self._unwritten = self._unwritten, None
         drawn = [entry for entry in self._log.entries if entry.latents is not None]
         if first is None:
-            await self._leases.write(self._grant, self._keep, -1, [])
+            await self._leases.write(self._grant, self._keep, -1, [], told=self._told)
             return
         entries = [entry for entry in drawn[-self._keep :] if entry.chunk.chunk >= first]
         if entries:
             first = entries[0].chunk.chunk
-        await self._leases.write(
-            self._grant, self._keep, first, [self._bytes(entry) for entry in entries]
-        )
+        written = [self._bytes(entry) for entry in entries]
+        await self._leases.write(self._grant, self._keep, first, written, told=self._told)
 
     def _bytes(self, entry: Entry) -> bytes:
         position, turn = self._at()

@@ -14,7 +14,7 @@ class SessionLimits:
     session_seconds: float = 7200.0
     idle_seconds: float = 300.0  # without any message of the client; positions count
     warning_seconds: float = 30.0  # before either of these ends it
-    buffered_seconds: float = 30.0  # speech that may wait to be played
+    buffered_seconds: float = 120.0  # speech that may wait to be played: who sends more is ended
     messages_per_second: float = 500.0
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from services.gateway.attachment import Attachment, Patience
+from services.gateway.attaching import Patience
+from services.gateway.attachment import Attachment
 from services.gateway.avatars import Character
 from services.gateway.chunker import Chunker
 from services.gateway.engines import Engines, Loaded
@@ -19,8 +20,11 @@ from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.persona import check_persona
 from services.gateway.record import entry_from_proto
+from services.gateway.replicas import Replicas
+from services.gateway.spans import Spans
 from services.gateway.wires import A, I, ScoreWire, VaeWire, Wire
 from services.runtime.metrics import GatewayMetrics
+from services.runtime.tracing import Tracing
 from talkingmachines import duration
 from talkingmachines.errors import BadInput
 from talkingmachines.media import Latents
@@ -99,13 +103,14 @@ class Start:
     turn: int
     position: Position
     decode_from: int  # first chunk whose frames are still wanted
+    new_from: int  # first frame that no earlier connection can have sent
 
     @classmethod
     def of(cls, grant: Grant, spec: StreamSpec, playback: Position | None) -> Start:
         """From what the last owner wrote, and what the client says it played."""
         entries = tuple(entry_from_proto(message) for message in grant.log)
         if not entries:
-            return cls((), 0, Position(0, 0), 0)
+            return cls((), 0, Position(0, 0), 0, 0)
         first, end = entries[0].chunk.chunk, entries[-1].chunk.chunk + 1
         frame = grant.log[-1].sent_frame if playback is None else playback.frame
         frame = min(max(frame, spec.first_frame(first)), spec.first_frame(end))
@@ -113,7 +118,7 @@ class Start:
         sample = spec.sample_of_frame(frame) if playback is None else playback.sample
         least, most = spec.first_sample(decode_from), spec.first_sample(decode_from + 1)
         at = Position(frame, min(max(sample, least), most))
-        return cls(entries, grant.log[-1].turn, at, decode_from)
+        return cls(entries, grant.log[-1].turn, at, decode_from, spec.first_frame(end))
 
     @property
     def backlog(self) -> tuple[Latents, ...]:
@@ -127,10 +132,12 @@ class Workshop:
     """Puts the parts of sessions together."""
 
     engines: Engines
+    replicas: Replicas
     leases: Leases
     lead: Lead
     patience: Patience
     metrics: GatewayMetrics
+    tracing: Tracing
 
     def parts(
         self,
@@ -147,6 +154,7 @@ class Workshop:
         positions = start.entries[-1].chunk.positions if start.entries else ()
         speakers = len(character.avatar.speakers)
         log = SessionLog(spec, start.entries)
+        spans = Spans(self.tracing)
         chunker = Chunker(spec, speakers=speakers, turn=start.turn, positions=positions)
         pacer = Pacer(
             spec,
@@ -156,6 +164,7 @@ class Workshop:
             lead=self.lead,
             keep=loaded.keep,
             metrics=self.metrics,
+            spans=spans,
             start=start.position,
             opened_at=opened_at,
         )
@@ -163,25 +172,47 @@ class Workshop:
             grant, log, keep=self._kept(loaded), at=lambda: (pacer.next, pacer.turn)
         )
         name, looks = grant.session_id, character.conditioning
-        vae_wire = VaeWire(self.engines.vae, name, spec, looks.anchor, video, log, loaded.vae_tail)
-        score_wire = ScoreWire(
-            self.engines.score, name, looks, grant.record.seed, log, loaded.score_tail
+        vae_wire = VaeWire(
+            self.engines.vae,
+            name,
+            spec,
+            looks.anchor,
+            loaded.vae_checkpoint,
+            video,
+            log,
+            loaded.vae_tail,
         )
-        first_frame = start.position.frame
+        score_wire = ScoreWire(
+            self.engines.score,
+            name,
+            looks,
+            loaded.score_checkpoint,
+            grant.record.seed,
+            log,
+            loaded.score_tail,
+        )
+        next_chunk, first_frame = log.next_chunk, start.position.frame
         parts = Parts(
             log=log,
             chunker=chunker,
             pacer=pacer,
-            score=self._stage(score_wire, log, pacer, log.next_chunk, log.next_chunk),
-            vae=self._stage(vae_wire, log, pacer, start.decode_from, first_frame),
+            score=self._stage(score_wire, log, pacer, spans, next_chunk, next_chunk),
+            vae=self._stage(vae_wire, log, pacer, spans, start.decode_from, first_frame),
             vae_wire=vae_wire,
             outbox=outbox,
             journal=lease,
+            spans=spans,
         )
         return parts, lease
 
     def _stage(
-        self, wire: Wire[I, A], log: SessionLog, pacer: Pacer, chunk: int, place: int
+        self,
+        wire: Wire[I, A],
+        log: SessionLog,
+        pacer: Pacer,
+        spans: Spans,
+        chunk: int,
+        place: int,
     ) -> Attachment[I, A]:
         """A stage that begins with this chunk and this answer."""
         return Attachment(
@@ -190,6 +221,8 @@ class Workshop:
             slack=pacer.slack,
             patience=self.patience,
             metrics=self.metrics,
+            spans=spans,
+            seen=self.replicas.seen,
             first_chunk=chunk,
             first_place=place,
         )

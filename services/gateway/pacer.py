@@ -20,6 +20,7 @@ from typing import Protocol
 from services.gateway.chunk import Chunk, Rewind
 from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
+from services.gateway.spans import Spans
 from services.gateway.wake import Wake
 from services.runtime.metrics import DropReason, GatewayMetrics, Stage
 from services.runtime.metrics import Mode as ModeLabel
@@ -95,6 +96,7 @@ class Pacer:
         lead: Lead,
         keep: int,
         metrics: GatewayMetrics,
+        spans: Spans,
         start: Position,
         opened_at: float,
     ) -> None:
@@ -106,6 +108,7 @@ class Pacer:
         self._keep = keep
         self._opened_at = opened_at
         self._metrics = metrics
+        self._spans = spans
         self._clock = asyncio.get_running_loop().time
         self._wake = Wake()
         self._origin: float | None = None  # loop time of frame 0, once the clock runs
@@ -147,6 +150,7 @@ class Pacer:
         self._metrics.chunk_seconds.labels(Stage.SPEECH).observe(waited)
         self._ripe_at = None
         self._log.append(cut)
+        self._spans.asked(cut)
         self._asked[chunk] = now
         return cut
 
@@ -281,11 +285,13 @@ class Pacer:
             end = self._spec.first_sample(chunk.chunk) + over.samples
             if over.turn > self._ended_turn and end <= sample:
                 self._ended_turn = over.turn
+                self._spans.turn_over(over.turn)
                 self._sink.turn_ended(over.turn, end)
 
     def _made(self, chunk: int) -> None:
         """A chunk's last frame is here."""
         now, asked = self._clock(), self._asked.pop(chunk, None)
+        self._spans.made(chunk)
         if self.playout.chunks:
             self._metrics.chunk_interarrival.observe(now - self._made_at)
         self._made_at = now
@@ -379,6 +385,7 @@ class Pacer:
         self._catch_up = max(self._next.frame, self._catch_up)
         self._next = at
         self._asked.clear()
+        self._spans.cut_off()
         decode_from = playing if whole else playing - 1
         first_frame = boundary if whole else at.frame
         self._rewinds.append(Rewind(turn, playing, decode_from, first_frame))

@@ -14,6 +14,7 @@ from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
 from services.gateway.outbox import Outbox
 from services.gateway.pacer import Pacer
+from services.gateway.spans import Spans
 from services.gateway.wires import VaeWire
 from talkingmachines.media import Latents
 from talkingmachines.picture import VideoFrame
@@ -24,6 +25,9 @@ class Journal(Protocol):
 
     def wrote(self, chunk: int) -> None:
         """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
+
+    def told(self) -> None:
+        """The client has the newest token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,4 @@ class Parts:
     vae_wire: VaeWire
     outbox: Outbox
     journal: Journal
+    spans: Spans

@@ -28,11 +28,26 @@ def check_persona(persona: avatar_pb2.Persona, *, at: str) -> None:
     check_text(persona.voice, most=100, at=f"{at}.voice")
     if persona.language and not _LANGUAGE.fullmatch(persona.language):
         raise BadInput(f"{at}.language", got=persona.language, expected='a tag such as "en"')
+    if persona.no_tools and persona.tools:
+        raise BadInput(f"{at}.no_tools", got="true, and tools", expected="one of them")
     if len(persona.tools) > _TOOLS:
         raise BadInput(f"{at}.tools", got=len(persona.tools), expected=f"at most {_TOOLS}")
     for index, tool in enumerate(persona.tools):
         _check_tool(tool, at=f"{at}.tools[{index}]")
     _check_patience(persona.turn_taking, at=f"{at}.turn_taking")
+
+
+def laid_over(persona: avatar_pb2.Persona, own: avatar_pb2.Persona) -> avatar_pb2.Persona:
+    """A session's `own` values over those of the avatar's `persona`."""
+    whole = avatar_pb2.Persona()
+    whole.CopyFrom(persona)
+    if own.no_tools or own.tools:
+        whole.ClearField("tools")
+    if own.HasField("turn_taking"):
+        whole.ClearField("turn_taking")
+    whole.MergeFrom(own)  # a text that is set replaces the other, also when it is empty
+    whole.ClearField("no_tools")
+    return whole
 
 
 def check_text(text: str, *, most: int, at: str, least: int = 0) -> None:

@@ -18,6 +18,7 @@ from services.gateway.parts import Parts
 from services.gateway.speech import SpeechSource
 from services.gateway.statistics import Standing, statistics
 from services.runtime.metrics import SessionState
+from talkingmachines import duration
 from talkingmachines.errors import BadInput, QuotaExceeded, TimedOut
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Latents, Pcm
@@ -32,6 +33,7 @@ class Session:
 
     Args:
         backlog: chunks of a resumed session that are drawn and were not played.
+        new_from: the first frame that no earlier connection can have sent.
         age: seconds that a resumed session has lasted already.
     """
 
@@ -42,17 +44,18 @@ class Session:
         standing: Standing,
         *,
         backlog: tuple[Latents, ...] = (),
+        new_from: int = 0,
         age: float = 0.0,
     ) -> None:
         self._parts = parts
         self._limits = limits
         self._standing = standing
         self._backlog = backlog
+        self._new_from = new_from
         self._clock = asyncio.get_running_loop().time
         self._ends_at = self._clock() + limits.session_seconds - age
         self._heard_at = self._clock()
         self._messages = Allowance(limits.messages_per_second)
-        self._dropped_seconds = 0.0
         self._warned = False
 
     async def converse(self) -> None:
@@ -89,13 +92,13 @@ class Session:
 
     # ---- What a source of speech can do ----
 
-    def say(self, pcm: Pcm) -> None:
-        chunker = self._parts.chunker
-        if chunker.buffered_seconds + pcm.seconds > self._limits.buffered_seconds:
-            self._drop(pcm)
-            return
+    def say(self, pcm: Pcm, *, first_sample: int | None = None) -> None:
+        chunker, most = self._parts.chunker, self._limits.buffered_seconds
+        if chunker.buffered_seconds + pcm.seconds > most:
+            raise QuotaExceeded("speech that waits to be played", limit=f"{most:g} s")
+        turn = pcm.turn or chunker.turn_for(pcm.speaker)
         with FieldPath("audio"):
-            chunker.speak(pcm, turn=pcm.turn or chunker.turn_for(pcm.speaker))
+            chunker.speak(pcm, turn=turn, first_sample=first_sample)
         self._parts.pacer.speech_changed()
 
     def end_of_speech(self, speaker: int) -> None:
@@ -169,9 +172,7 @@ class Session:
             case "interrupt":
                 source.interrupt(request.interrupt.turn)
             case "playback":
-                playback = request.playback
-                position = Position(playback.frame, playback.sample)
-                self._parts.pacer.played(position, turn=playback.turn)
+                self._played(request.playback)
             case "key_frame":
                 self.ask_key_frame()
             case "settings":
@@ -181,6 +182,12 @@ class Session:
             case _:
                 source.take(request)
 
+    def _played(self, playback: avatar_pb2.PlaybackPosition) -> None:
+        if playback.frame > self._new_from:  # shown by this connection, so its Ready was read
+            self._parts.journal.told()
+        position = Position(playback.frame, playback.sample)
+        self._parts.pacer.played(position, turn=playback.turn)
+
     def ask_key_frame(self) -> None:
         self._parts.vae.tell(vae_pb2.DecodeRequest(key_frame=media_pb2.KeyFrameRequest()))
 
@@ -189,17 +196,6 @@ class Session:
         wire = self._parts.vae_wire
         wire.video = VideoFormat(wire.video.form, settings.over(wire.video.settings))
         self._parts.vae.tell(vae_pb2.DecodeRequest(settings=settings.to_proto()))
-
-    def _drop(self, pcm: Pcm) -> None:
-        """Leave out speech that comes too fast; a client that goes on so is ended."""
-        limit = self._limits.buffered_seconds
-        if not self._dropped_seconds:
-            text = f"at most {limit:g} s of speech may wait to be played; more was left out"
-            kind = avatar_pb2.NOTICE_KIND_SPEECH_DROPPED
-            self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
-        self._dropped_seconds += pcm.seconds
-        if self._dropped_seconds > limit:
-            raise QuotaExceeded("speech that waits to be played", limit=f"{limit:g} s")
 
     # ---- Beside the pipeline ----
 
@@ -233,6 +229,12 @@ class Session:
             left = min(self._ends_at - now, self._heard_at + limits.idle_seconds - now)
             if left <= limits.warning_seconds and not self._warned:
                 self._warned = True
-                kind = avatar_pb2.NOTICE_KIND_ENDING_SOON
-                text = f"the session ends in {left:.0f} s"
-                self.tell(Event(notice=avatar_pb2.Notice(kind=kind, message=text)))
+                self.tell(Event(notice=_ending_soon(left)))
+
+
+def _ending_soon(seconds: float) -> avatar_pb2.Notice:
+    return avatar_pb2.Notice(
+        kind=avatar_pb2.NOTICE_KIND_ENDING_SOON,
+        message=f"the session ends in {seconds:.0f} s",
+        time_left=duration.to_proto(seconds),
+    )

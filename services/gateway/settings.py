@@ -8,12 +8,13 @@ from pydantic import Field, FilePath, PositiveFloat, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.gateway.admission import Capacity
-from services.gateway.attachment import Patience
+from services.gateway.attaching import Patience
 from services.gateway.images import ImageLimits
 from services.gateway.limits import CallerLimits, SessionLimits
 from services.gateway.outbox import Room
 from services.gateway.pacer import Lead
 from services.runtime.settings import Listen, Nested, Peer, PeerTls, ServiceSettings, is_loopback
+from talkingmachines.channel import Limits as ConnectionLimits
 
 
 class Jwt(Nested):
@@ -56,14 +57,21 @@ class Redis(Nested):
     tls: PeerTls = PeerTls()  # with rediss:// only
 
 
+class EnginePeer(Peer):
+    """Score or VAE, behind Ray Serve's gRPC ingress or any other."""
+
+    # The ingress has gRPC's own limits for pings, and cannot be given others.
+    limits: ConnectionLimits = ConnectionLimits(ping_without_calls=False)
+
+
 class Settings(ServiceSettings):
     """The gateway's settings."""
 
     model_config = SettingsConfigDict(env_prefix="TM_GATEWAY_")
 
     listen: Listen = Listen(port=50050)
-    score: Peer
-    vae: Peer
+    score: EnginePeer
+    vae: EnginePeer
     bridge: Peer | None = None  # to a speech model; not given: only DRIVE is offered
     engine_token_file: FilePath | None = None  # the fleet's shared token
     redis: Redis

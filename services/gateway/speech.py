@@ -11,7 +11,6 @@ from typing import Protocol
 
 from services.gateway.outbox import Event
 from talkingmachines.errors import BadInput
-from talkingmachines.fields import FieldPath
 from talkingmachines.media import Pcm
 from talkingmachines.v1 import avatar_pb2
 
@@ -19,8 +18,16 @@ from talkingmachines.v1 import avatar_pb2
 class Character(Protocol):
     """What a source of speech can do with the session's character."""
 
-    def say(self, pcm: Pcm) -> None:
-        """Speak on. `pcm.turn` is the turn; 0: the one that is on, or a new one."""
+    def say(self, pcm: Pcm, *, first_sample: int | None = None) -> None:
+        """Speak on. `pcm.turn` is the turn; 0: the one that is on, or a new one.
+
+        Args:
+            first_sample: where the sender says that the piece begins; it must follow the last one.
+
+        Raises:
+            BadInput: the piece does not follow the last one, or is of another rate.
+            QuotaExceeded: more waits to be played than the session may hold.
+        """
 
     def end_of_speech(self, speaker: int) -> None:
         """The speaker's utterance is complete."""
@@ -61,12 +68,12 @@ class Drive:
     def take(self, request: avatar_pb2.TalkRequest) -> None:
         match request.WhichOneof("message"):
             case "audio":
-                with FieldPath("audio"):
-                    pcm = request.audio
-                    if pcm.turn or pcm.chunk:
-                        got = f"turn {pcm.turn}, chunk {pcm.chunk}"
-                        raise BadInput("turn and chunk", got=got, expected="0 from a client")
-                self._character.say(Pcm.from_proto(pcm, at="audio"))
+                pcm = request.audio
+                if pcm.turn or pcm.chunk:
+                    got = f"turn {pcm.turn}, chunk {pcm.chunk}"
+                    raise BadInput("audio.turn and chunk", got=got, expected="0 from a client")
+                first = pcm.first_sample if pcm.HasField("first_sample") else None
+                self._character.say(Pcm.from_proto(pcm, at="audio"), first_sample=first)
             case "end_of_speech":
                 self._character.end_of_speech(request.end_of_speech.speaker)
             case other:

@@ -8,7 +8,8 @@ tag, so a cluster serves as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -70,7 +71,8 @@ class Store:
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
-            result = await command(self._client)
+            with _cancellation_kept():
+                result = await command(self._client)
         except NoScriptError as error:
             raise _Unknown from error
         except (RedisError, OSError, TimeoutError) as error:
@@ -91,6 +93,19 @@ class Store:
             _log.warning("session store is back" if up else "session store is away", error=error)
         self._up = up
         self._metrics.store_up.set(up)
+
+
+@contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """Raise a cancellation that was lost on the way: a client that connects swallows some."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 class _Unknown(Exception):

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from services.gateway.chunk import Chunk, Rewind
 from services.gateway.link import Call
 from services.gateway.log import SessionLog, TailLength
+from services.gateway.replicas import Replica
 from services.runtime.metrics import Engine, Stage
 from talkingmachines import duration
+from talkingmachines.errors import EngineFailure, Unavailable
 from talkingmachines.media import Latents, LogTail, spec_to_proto
 from talkingmachines.picture import VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -38,6 +40,15 @@ I = TypeVar("I", bound=HasChunk, contravariant=True)  # noqa: E741  an item: a s
 A = TypeVar("A", bound=HasChunk)  # an answer: what a stage gives
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is sent along with a chunk's work."""
+
+    slack: float  # seconds until it is due; negative: late already
+    first_place: int  # the first answer that is wanted
+    trace: str  # context of the chunk's span; empty: it has none
+
+
 class Wire(Protocol[I, A]):
     """One session's messages to one kind of engine.
 
@@ -50,10 +61,15 @@ class Wire(Protocol[I, A]):
 
     def connect(self, requests: AsyncIterator[Any]) -> Call[Any]: ...
     def attach(self, next_chunk: int, slack: float | None) -> Any: ...
-    def item(self, item: I, slack: float, *, first_place: int) -> Any: ...
+    def item(self, item: I, due: Due) -> Any: ...
     def rewind(self, turn: int, next_chunk: int) -> Any: ...
-    def attached(self, reply: Any) -> str | None:
-        """The replica's name when `reply` says that the attachment stands."""
+    def attached(self, reply: Any) -> Replica:
+        """The replica, when `reply` says that the attachment stands.
+
+        Raises:
+            EngineFailure: it says something else.
+            Unavailable: the replica has loaded another checkpoint than the session runs with.
+        """
 
     def read(self, reply: Any) -> A | media_pb2.HandOver: ...
     def restart(self, rewind: Rewind) -> tuple[int, int]:
@@ -70,6 +86,7 @@ class ScoreWire:
     stub: ScoreServiceAsyncStub
     session_id: str
     conditioning: score_pb2.Conditioning
+    checkpoint: str
     seed: int
     log: SessionLog
     tail: TailLength
@@ -92,16 +109,17 @@ class ScoreWire:
         )
         return score_pb2.DenoiseRequest(attach=attach)
 
-    def item(self, item: Chunk, slack: float, *, first_place: int) -> score_pb2.DenoiseRequest:
-        del first_place  # a chunk has one answer
-        return score_pb2.DenoiseRequest(chunk=item.to_proto(slack))
+    def item(self, item: Chunk, due: Due) -> score_pb2.DenoiseRequest:
+        chunk = item.to_proto(due.slack)
+        chunk.traceparent = due.trace
+        return score_pb2.DenoiseRequest(chunk=chunk)
 
     def rewind(self, turn: int, next_chunk: int) -> score_pb2.DenoiseRequest:
         tail = _tail(self.log, next_chunk, self.tail)
         return score_pb2.DenoiseRequest(rewind=score_pb2.DenoiseRewind(turn=turn, tail=tail))
 
-    def attached(self, reply: score_pb2.DenoiseResponse) -> str | None:
-        return reply.attached.replica if reply.HasField("attached") else None
+    def attached(self, reply: score_pb2.DenoiseResponse) -> Replica:
+        return _attached(reply, expected=self.checkpoint)
 
     def read(self, reply: score_pb2.DenoiseResponse) -> Latents | media_pb2.HandOver:
         if reply.HasField("hand_over"):
@@ -126,6 +144,7 @@ class VaeWire:
     session_id: str
     spec: StreamSpec
     anchor: media_pb2.Tensor
+    checkpoint: str
     video: VideoFormat
     log: SessionLog
     tail: TailLength
@@ -149,10 +168,12 @@ class VaeWire:
         )
         return vae_pb2.DecodeRequest(attach=attach)
 
-    def item(self, item: Latents, slack: float, *, first_place: int) -> vae_pb2.DecodeRequest:
-        skip = max(0, first_place - self.first_place(item.chunk))
+    def item(self, item: Latents, due: Due) -> vae_pb2.DecodeRequest:
         chunk = vae_pb2.DecodeChunk(
-            latents=item.to_proto(), slack=duration.to_proto(slack), skip_frames=skip
+            latents=item.to_proto(),
+            slack=duration.to_proto(due.slack),
+            skip_frames=max(0, due.first_place - self.first_place(item.chunk)),
+            traceparent=due.trace,
         )
         return vae_pb2.DecodeRequest(chunk=chunk)
 
@@ -160,12 +181,11 @@ class VaeWire:
         tail = _tail(self.log, next_chunk, self.tail)
         return vae_pb2.DecodeRequest(rewind=vae_pb2.DecodeRewind(turn=turn, tail=tail))
 
-    def attached(self, reply: vae_pb2.DecodeResponse) -> str | None:
-        if not reply.HasField("attached"):
-            return None
+    def attached(self, reply: vae_pb2.DecodeResponse) -> Replica:
+        replica = _attached(reply, expected=self.checkpoint)
         if reply.attached.HasField("video"):  # with the replica's defaults filled in
             self.video = VideoFormat.from_proto(reply.attached.video, at="attached.video")
-        return reply.attached.replica
+        return replica
 
     def read(self, reply: vae_pb2.DecodeResponse) -> VideoFrame | media_pb2.HandOver:
         if reply.HasField("hand_over"):
@@ -180,6 +200,19 @@ class VaeWire:
 
     def place(self, answer: VideoFrame) -> int:
         return answer.frame
+
+
+def _attached(
+    reply: score_pb2.DenoiseResponse | vae_pb2.DecodeResponse, *, expected: str
+) -> Replica:
+    if not reply.HasField("attached"):
+        kind = reply.WhichOneof("message")
+        raise EngineFailure(f"an attachment that begins with {kind or 'nothing'}")
+    got = reply.attached.checkpoint
+    if got != expected:
+        what = f"a replica with checkpoint {expected} (one has {got})"
+        raise Unavailable(what, retry_after=1.0)
+    return Replica(reply.attached.replica, reply.attached.capacity.slots)
 
 
 def _tail(log: SessionLog, next_chunk: int, length: TailLength) -> media_pb2.LogTail:

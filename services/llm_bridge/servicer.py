@@ -15,7 +15,7 @@ import structlog
 
 from services.llm_bridge.conversation import Conversation, Response
 from services.llm_bridge.persona import Patience, persona_from_proto
-from services.llm_bridge.speech_model import Line, Party, SpeechModel
+from services.llm_bridge.speech_model import Asked, Line, Party, Past, SpeechModel, Told
 from services.runtime.drain import Drain
 from services.runtime.interceptor import Context
 from services.runtime.logs import about
@@ -30,6 +30,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _HEADER_SECONDS = 10.0
 _FULL_SECONDS = 2.0  # when to ask again
 _MOST_UNREAD = 10_000  # messages: minutes of speech that nobody reads
+
+_PARTIES = {avatar_pb2.PARTY_USER: Party.USER, avatar_pb2.PARTY_CHARACTER: Party.CHARACTER}
 
 Requests = AsyncIterator[llm_bridge_pb2.ConverseRequest]
 
@@ -72,8 +74,9 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
         self, opening: llm_bridge_pb2.ConverseOpen, requests: Requests
     ) -> AsyncIterator[Response]:
         persona = persona_from_proto(opening.persona, defaults=self.patience)
+        history = [past for event in opening.history if (past := _past(event)) is not None]
         outbox: asyncio.Queue[Response | None] = asyncio.Queue(_MOST_UNREAD)
-        async with self.model.dialogue(persona, _history(opening)) as dialogue:
+        async with self.model.dialogue(persona, history) as dialogue:
             conversation = Conversation(
                 dialogue,
                 persona,
@@ -130,13 +133,19 @@ async def _header(requests: Requests) -> llm_bridge_pb2.ConverseOpen:
     return first.open
 
 
-def _history(opening: llm_bridge_pb2.ConverseOpen) -> list[Line]:
-    parties = {avatar_pb2.PARTY_USER: Party.USER, avatar_pb2.PARTY_CHARACTER: Party.CHARACTER}
-    return [
-        Line(parties[line.party], line.text)
-        for line in opening.history
-        if line.party in parties and line.text
-    ]
+def _past(event: llm_bridge_pb2.PastEvent) -> Past | None:
+    """None: of a newer gateway, or nobody's words."""
+    match event.WhichOneof("event"):
+        case "transcript":
+            party = _PARTIES.get(event.transcript.party)
+            return None if party is None else Line(party, event.transcript.text)
+        case "tool_call":
+            call = event.tool_call
+            return Asked(call.call_id, call.name, call.arguments_json)
+        case "tool_result":
+            return Told(event.tool_result.call_id, event.tool_result.result_json)
+        case _:
+            return None
 
 
 def _close(outbox: asyncio.Queue[Response | None]) -> None:

@@ -56,6 +56,26 @@ class Line:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A function of the client's that the model called."""
+
+    call_id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the client answered to an `Asked` before it."""
+
+    call_id: str
+    result_json: str
+
+
+Past = Line | Asked | Told
+
+
 # ---- What comes of it ----
 # Places in the user's voice are seconds since the conversation began; places in an answer are
 # samples of its speech.
@@ -212,7 +232,7 @@ class SpeechModel(Protocol):
         """Of the speech, Hz."""
 
     def dialogue(
-        self, persona: Persona, history: Sequence[Line]
+        self, persona: Persona, history: Sequence[Past]
     ) -> AbstractAsyncContextManager[Dialogue]:
         """A conversation with this character, going on after `history`."""
 

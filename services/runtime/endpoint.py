@@ -51,14 +51,9 @@ class HttpEndpoint:
         self.port = settings.port
 
     async def __aenter__(self) -> Self:
-        host, port = self._settings.host, self._settings.port
-        try:
-            self._server = await asyncio.start_server(
-                self._answer, host, port, limit=_REQUEST_BYTES
-            )
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self._server = await self._bound()
         self.port = self._server.sockets[0].getsockname()[1]
+        _log.info("metrics", host=self._settings.host, port=self.port)
         return self
 
     async def __aexit__(
@@ -68,6 +63,19 @@ class HttpEndpoint:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
+
+    async def _bound(self) -> asyncio.Server:
+        """A server on the first free port of those that may be taken."""
+        host, first = self._settings.host, self._settings.port
+        last = min(first + self._settings.ports - 1, 65_535) if first else first
+        for port in range(first, last + 1):
+            try:
+                return await asyncio.start_server(self._answer, host, port, limit=_REQUEST_BYTES)
+            except OSError as error:
+                if port == last:
+                    where = f"{host}:{first}" if first == last else f"{host}:{first}-{last}"
+                    raise CannotListen(f"cannot listen on {where}: {error.strerror}") from error
+        raise AssertionError("there is at least one port")
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -29,6 +29,7 @@ from services.runtime.endpoint import CannotListen as CannotListen
 from services.runtime.endpoint import Check, failing
 from services.runtime.interceptor import RpcInterceptor
 from services.runtime.metrics import RpcMetrics
+from services.runtime.rpc import Rpcs
 from services.runtime.settings import Listen, ServerTls
 from services.runtime.tracing import Tracing
 
@@ -76,12 +77,14 @@ class Server:
         self._services = services
         self._metrics = metrics
         self._checks = checks
-        self._interceptor = RpcInterceptor(
+        rpcs = Rpcs(
             drain=drain,
             metrics=metrics,
             tracing=tracing,
             unary_deadline_seconds=settings.unary_deadline_seconds,
-            max_reply_bytes=settings.limits.max_message_bytes,
+        )
+        self._interceptor = RpcInterceptor(
+            rpcs, drain=drain, max_reply_bytes=settings.limits.max_message_bytes
         )
 
     async def __aenter__(self) -> Self:

@@ -15,7 +15,7 @@ Nested names are joined by two underscores: `TM_GATEWAY_LISTEN__TLS__KEY=/etc/tl
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from ipaddress import ip_address
 from typing import Annotated, Any, Self, TypeVar, get_args
@@ -119,6 +119,9 @@ class Endpoint(Nested):
 
     host: str = "127.0.0.1"
     port: Port = 0
+    # How many ports from `port` on are tried: replicas that share a machine take one each, and
+    # whoever scrapes knows where to look.
+    ports: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Telemetry(Nested):
@@ -142,8 +145,11 @@ class ServiceSettings(BaseSettings):
 S = TypeVar("S", bound=BaseSettings)
 
 
-def read(settings: type[S]) -> S:
+def read(settings: type[S], given: Mapping[str, Any] | None = None) -> S:
     """The environment as an instance of `settings`.
+
+    Args:
+        given: values by field, which go before the environment's.
 
     Raises:
         BadSettings: with every malformed, missing and unknown variable of the class's prefix.
@@ -156,7 +162,7 @@ def read(settings: type[S]) -> S:
     mistakes = dict.fromkeys(unknown, "no such setting")
     value = None
     try:
-        value = settings()
+        value = settings(**(given or {}))
     except ValidationError as error:
         for detail in error.errors():
             name = prefix + _NESTED.join(str(part) for part in detail["loc"]).upper()

@@ -7,20 +7,39 @@ refused by field path.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+_SHOWN = 200  # characters of a value that does not fit
 
 
 class Misfit(ValueError):
     """A value that its field cannot take. `field` is its path, as `config.audio.after`."""
 
     def __init__(self, field: str, *, got: object, expected: str) -> None:
-        super().__init__(f"{field}: expected {expected}, got {got}")
+        shown = str(got)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        super().__init__(f"{field}: expected {expected}, got {shown}")
         self.field = field
+
+
+def parse(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested too deeply to be a configuration.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read(kind: type[T], value: object, path: str = "config") -> T:
@@ -66,10 +85,17 @@ def _value(kind: Any, value: object, path: str) -> object:
         return _tuple(get_args(kind), value, path)
     # JSON writes 1.0 as 1 in many hands, so an integer is a number; a bool never is.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _real(value, path)
     if type(value) is not kind:
         raise Misfit(path, got=repr(value), expected=f"a value of type {kind.__name__}")
     return value
+
+
+def _real(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise Misfit(path, got=f"{value.bit_length()} bits", expected="a real number") from error
 
 
 def _one_of(kinds: tuple[Any, ...], value: object, path: str) -> object:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import time_ns
 from types import TracebackType
 from typing import Self
 
@@ -98,14 +99,58 @@ class Tracing:
         with self.span("turn", turn=turn) as span:
             yield span
 
+    def begin(
+        self,
+        name: str,
+        *,
+        under: Span | None = None,
+        ago: float = 0.0,
+        **attributes: AttributeValue,
+    ) -> Span:
+        """A span that its caller ends, for what begins in one place and ends in another.
+
+        Args:
+            under: its parent; not given, whatever is going on.
+            ago: seconds since it began.
+        """
+        return self._tracer.start_span(
+            name,
+            context=None if under is None else trace.set_span_in_context(under),
+            attributes=attributes,
+            start_time=time_ns() - int(ago * 1e9),
+        )
+
+    def picks(self, chunk: int) -> bool:
+        """Whether the chunk is one of those that get spans: the same ones in every service."""
+        return chunk % self._chunk_every == 0
+
     @contextmanager
     def chunk(self, turn: int, chunk: int, stage: str) -> Iterator[None]:
-        """A stage of one chunk. Every service picks the same chunks, so sampled ones are whole."""
-        if chunk % self._chunk_every:
+        """A stage of one chunk, if it is one that gets spans."""
+        if not self.picks(chunk):
             yield
             return
         with self.span(f"chunk.{stage}", turn=turn, chunk=chunk):
             yield
+
+    def chunk_done(self, turn: int, chunk: int, stage: str, *, seconds: float) -> None:
+        """A stage that ends now, for those who hear of it only then."""
+        if chunk % self._chunk_every:
+            return
+        now = time_ns()
+        began = now - round(seconds * 1e9)
+        attributes = {"turn": turn, "chunk": chunk}
+        span = self._tracer.start_span(f"chunk.{stage}", attributes=attributes, start_time=began)
+        span.end(now)
+
+
+def traceparent(span: Span) -> str:
+    """The context of `span` as a message's field; empty when it is not recorded."""
+    if not span.is_recording():
+        return ""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
+    return carrier["traceparent"]
 
 
 def outgoing() -> list[tuple[str, str]]:

@@ -10,12 +10,28 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from services.score.config import DitConfig
 from services.score.contract import Avatar, LogTail, PastChunk, Rectangle, Speech, TailSize
 from talkingmachines.errors import BadInput
 from talkingmachines.spec import StreamSpec
+
+# A stream would take millions of years to get there; noise and sample counts hold far beyond it.
+_CHUNKS = 1 << 48
+# Latents leave, and are kept in logs, in 16 bits, and so may a model be.
+_NARROWEST = torch.float16
+
+
+def check_whole(field: str, value: object, *, least: int = 0, below: int = 1 << 63) -> None:
+    """Raises BadInput unless `value` is a whole number from `least` up to, not with, `below`."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < below:
+        return
+    # Whole numbers of thousands of digits have no text of their own.
+    huge = isinstance(value, int) and value.bit_length() > 256
+    got = "a far larger number" if huge else value
+    raise BadInput(field, got=got, expected=f"a whole number from {least} to {below - 1}")
 
 
 def check_avatar(avatar: Avatar, config: DitConfig) -> None:
@@ -60,13 +76,15 @@ def tail_size(config: DitConfig) -> TailSize:
 def check_tail(tail: LogTail, faces: int, config: DitConfig) -> None:
     """Raises BadInput unless a session can go on from `tail`."""
     size, spec = tail_size(config), config.spec
+    for index, past in enumerate(tail.chunks):
+        check_whole(f"tail.chunks[{index}].chunk", past.chunk, below=_CHUNKS)
     wanted = min(size.speech, tail.next_chunk)
     if len(tail.chunks) < wanted:
         got = f"{len(tail.chunks)} chunks"
         raise BadInput("tail.chunks", got=got, expected=f"the last {wanted}")
     first = tail.next_chunk - len(tail.chunks)
     numbers = [past.chunk for past in tail.chunks]
-    if first < 0 or numbers != list(range(first, tail.next_chunk)):
+    if numbers != list(range(first, tail.next_chunk)):
         raise BadInput("tail.chunks", got=numbers, expected="consecutive numbers from 0 up")
     for past in tail.chunks:
         check_speech(f"tail.chunks[{past.chunk}].speech", past.speech, faces, spec)
@@ -111,5 +129,9 @@ def _check_text(field: str, text: Tensor, config: DitConfig) -> None:
 def _check_tensor(field: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise BadInput(field, got=list(tensor.shape), expected=f"shape {list(shape)}")
-    if not bool(tensor.isfinite().all()):
-        raise BadInput(field, got="a value that is not finite", expected="finite numbers")
+    if tensor.is_complex():
+        raise BadInput(field, got=f"{tensor.dtype}", expected="real numbers")
+    if not bool(tensor.to(_NARROWEST).isfinite().all()):
+        largest = f"{torch.finfo(_NARROWEST).max:g}"
+        got = f"a value beyond {largest}, or not a number"
+        raise BadInput(field, got=got, expected=f"numbers from -{largest} to {largest}")

@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from services.runtime import strict_json
+from services.runtime import ranges, strict_json
+from services.runtime.ranges import Range
 from services.runtime.strict_json import Misfit
 from services.runtime.weights import BadCheckpoint
 from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
@@ -21,21 +22,35 @@ from services.score.frontend.grid import EmbeddingGrid
 from talkingmachines.errors import BadInput
 from talkingmachines.spec import StreamSpec
 
+# Far beyond any model that was ever published, and small enough to be laid out in seconds.
+Width = Annotated[int, Range(1, 1 << 17)]
+Depth = Annotated[int, Range(1, 512)]
+Heads = Annotated[int, Range(1, 1024)]
+Tokens = Annotated[int, Range(1, 1 << 14)]
+Pixels = Annotated[int, Range(1, 1 << 14)]
+Stride = Annotated[int, Range(1, 64)]
+Chunks = Annotated[int, Range(1, 64)]
+Reach = Annotated[int, Range(0, 1 << 12)]  # audio embeddings
+Position = Annotated[int, Range(0, 1 << 20)]  # latent frames
+
+_CHUNK_TOKENS = 1 << 20
+_STEPS = 256  # what the noise of a chunk counts
+
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
     """Prompt embeddings that the cross-attention reads; made elsewhere, once per avatar."""
 
-    dim: int = 4096
-    tokens: int = 512  # shorter prompts are padded with zeros, which are attended to
+    dim: Width = 4096
+    tokens: Tokens = 512  # shorter prompts are padded with zeros, which are attended to
 
 
 @dataclass(frozen=True, slots=True)
 class ClipConfig:
     """CLIP tokens of the reference picture: a second set of keys in every cross-attention."""
 
-    dim: int = 1280
-    tokens: int = 257
+    dim: Width = 1280
+    tokens: Tokens = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +62,7 @@ class AnchorConfig:
     anchor itself, which hands a small model identity and background for nothing.
     """
 
-    mask_channels: int = 4
+    mask_channels: Annotated[int, Range(0, 1024)] = 4
     fill: Literal["zero", "anchor"] = "zero"
 
 
@@ -59,9 +74,9 @@ class PaperAudio:
     """
 
     kind: Literal["paper"] = "paper"
-    width: int = 2048  # of an audio token
-    depth: int = 7  # transformer blocks over the tokens of one window
-    heads: int = 16
+    width: Width = 2048  # of an audio token
+    depth: Annotated[int, Range(0, 512)] = 7  # transformer blocks over the tokens of one window
+    heads: Heads = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +84,7 @@ class FantasyTalkingAudio:
     """FantasyTalking (github.com/Fantasy-AMAP/fantasy-talking): one linear layer, shared query."""
 
     kind: Literal["fantasytalking"] = "fantasytalking"
-    width: int = 2048
+    width: Width = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +92,9 @@ class MultiTalkAudio:
     """MultiTalk and InfiniteTalk (github.com/MeiGen-AI): an attention of its own in every block."""
 
     kind: Literal["multitalk"] = "multitalk"
-    hidden: int = 512
-    tokens: int = 32  # per latent frame
-    width: int = 768  # of an audio token
+    hidden: Width = 512
+    tokens: Tokens = 32  # per latent frame
+    width: Width = 768  # of an audio token
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +107,10 @@ class AudioConfig:
 
     adapter: PaperAudio | FantasyTalkingAudio | MultiTalkAudio
     front_end: MelFrontEnd | Wav2Vec2FrontEnd
-    embedding_dim: int  # numbers per audio embedding
-    per_latent: int  # audio embeddings in the time of one latent frame
-    before: int  # audio embeddings before a latent frame's own that it hears
-    after: int  # audio embeddings after them; they delay every answer by as much
+    embedding_dim: Width  # numbers per audio embedding
+    per_latent: Annotated[int, Range(1, 1 << 12)]  # audio embeddings in a latent frame's time
+    before: Reach  # audio embeddings before a latent frame's own that it hears
+    after: Reach  # audio embeddings after them; they delay every answer by as much
     silence: Literal["zero", "learned"] = "zero"  # what a silent speaker's embeddings are
 
     @property
@@ -108,19 +123,19 @@ class AudioConfig:
 class StreamConfig:
     """Time and picture of the stream; `DitConfig.spec` derives the rest."""
 
-    sample_rate: int = 16_000
-    fps: int = 16
-    latents_per_chunk: int = 3
-    width: int = 512
-    height: int = 512
+    sample_rate: Annotated[int, Range(1_000, 384_000)] = 16_000  # Hz
+    fps: Annotated[int, Range(1, 240)] = 16
+    latents_per_chunk: Chunks = 3
+    width: Pixels = 512
+    height: Pixels = 512
 
 
 @dataclass(frozen=True, slots=True)
 class LatentConfig:
     """The latent space of the video VAE that belongs to this checkpoint."""
 
-    channels: int = 16
-    stride: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns per latent
+    channels: Annotated[int, Range(1, 1024)] = 16
+    stride: tuple[Stride, Stride, Stride] = (4, 8, 8)  # frames, rows, columns per latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,39 +153,39 @@ class ContextConfig:
     """
 
     policy: Literal["own", "window", "kept"] = "own"
-    chunks: int = 1  # finished chunks that a chunk being denoised sees
-    replay: int = 1  # finished chunks that rebuild a session's cache
-    level: float = 0.0  # noise level that the context pass is told
+    chunks: Chunks = 1  # finished chunks that a chunk being denoised sees
+    replay: Chunks = 1  # finished chunks that rebuild a session's cache
+    level: Annotated[float, Range(0, 0.999)] = 0.0  # noise level that the context pass is told
 
 
 @dataclass(frozen=True, slots=True)
 class PositionsConfig:
     """Latent-frame positions (rotary embedding) by role; fixed, so that no stream runs out."""
 
-    anchor: int = 0
-    context: int = 1  # first frame of the oldest visible finished chunk
-    own: int = 4  # first frame of the chunk being denoised
+    anchor: Position = 0
+    context: Position = 1  # first frame of the oldest visible finished chunk
+    own: Position = 4  # first frame of the chunk being denoised
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
     """Noise levels of the few denoising steps, falling, before the shift toward noise."""
 
-    levels: tuple[float, ...] = (1.0, 0.5)
-    shift: float = 3.0
+    levels: tuple[Annotated[float, Range(1e-6, 1)], ...] = (1.0, 0.5)
+    shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class DitConfig:
     """One score checkpoint. Every field is a fact about its weights, none about a machine."""
 
-    dim: int
-    ffn_dim: int
-    heads: int
-    layers: int
-    freq_dim: int = 256
-    patch: tuple[int, int, int] = (1, 2, 2)
-    eps: float = 1e-6
+    dim: Width
+    ffn_dim: Width
+    heads: Heads
+    layers: Depth
+    freq_dim: Width = 256
+    patch: tuple[Stride, Stride, Stride] = (1, 2, 2)
+    eps: Annotated[float, Range(1e-12, 1)] = 1e-6
     prediction: Literal["velocity", "clean"] = "velocity"  # clean: x0 minus the anchor
     latent: LatentConfig = field(default_factory=LatentConfig)
     text: TextConfig | None = field(default_factory=TextConfig)
@@ -183,6 +198,7 @@ class DitConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
+        ranges.check(self, "config")
         _check_sizes(self)
         _check_stream(self)
         _check_roles(self)
@@ -277,7 +293,7 @@ class DitConfig:
             BadCheckpoint: it cannot be read, or a field is unknown, missing or out of range.
         """
         try:
-            return strict_json.read(DitConfig, json.loads(path.read_text()))
+            return strict_json.read(DitConfig, strict_json.parse(path))
         except (OSError, ValueError) as error:
             raise BadCheckpoint(str(path), why=str(error)) from error
 
@@ -287,8 +303,6 @@ class DitConfig:
 
 
 def _check_sizes(config: DitConfig) -> None:
-    for name in ("dim", "ffn_dim", "heads", "layers", "freq_dim"):
-        _require(getattr(config, name) >= 1, name, getattr(config, name), "an integer >= 1")
     fits = config.dim % config.heads == 0 and config.head_dim % 2 == 0
     _require(fits, "heads", config.heads, f"a divisor of dim {config.dim} with an even head size")
     _require(config.freq_dim % 2 == 0, "freq_dim", config.freq_dim, "an even number")
@@ -299,6 +313,8 @@ def _check_stream(config: DitConfig) -> None:
     pixels = (config.stream.height, config.stream.width)
     for size, stride, patch in zip(pixels, config.latent.stride[1:], config.patch[1:], strict=True):
         _require(size % (stride * patch) == 0, "stream", pixels, f"multiples of {stride * patch}")
+    tokens = config.chunk_tokens
+    _require(tokens <= _CHUNK_TOKENS, "stream", f"{tokens} tokens in a chunk", f"{_CHUNK_TOKENS}")
     try:
         _ = config.spec
     except BadInput as error:
@@ -307,9 +323,6 @@ def _check_stream(config: DitConfig) -> None:
 
 def _check_roles(config: DitConfig) -> None:
     context, positions, length = config.context, config.positions, config.stream.latents_per_chunk
-    _require(context.chunks >= 1, "context.chunks", context.chunks, "at least 1")
-    _require(context.replay >= 1, "context.replay", context.replay, "at least 1")
-    _require(0 <= context.level < 1, "context.level", context.level, "a level in [0, 1)")
     alone = context.policy != "own" or context.chunks == context.replay == 1
     _require(alone, "context.chunks", context.chunks, "1 chunk and 1 replay with policy own")
     end = positions.context + context.chunks * length
@@ -319,15 +332,11 @@ def _check_roles(config: DitConfig) -> None:
 def _check_schedule(schedule: ScheduleConfig) -> None:
     levels = schedule.levels
     falling = all(a > b for a, b in pairwise(levels))
-    good = bool(levels) and levels[0] == 1 and levels[-1] > 0 and falling
-    _require(good, "schedule.levels", levels, "levels that fall from 1 and stay above 0")
-    _require(schedule.shift > 0, "schedule.shift", schedule.shift, "a positive number")
+    good = 1 <= len(levels) <= _STEPS and levels[0] == 1 and falling
+    _require(good, "schedule.levels", levels, f"1 to {_STEPS} levels that fall from 1")
 
 
 def _check_audio(config: DitConfig, audio: AudioConfig) -> None:
-    for name, least in (("embedding_dim", 1), ("per_latent", 1), ("before", 0), ("after", 0)):
-        value = getattr(audio, name)
-        _require(value >= least, f"audio.{name}", value, f"an integer >= {least}")
     samples = config.stream.sample_rate * config.latent.stride[0]
     whole = samples % (audio.per_latent * config.stream.fps) == 0
     _require(whole, "audio.per_latent", audio.per_latent, "a whole number of samples per embedding")

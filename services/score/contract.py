@@ -107,6 +107,14 @@ class RankLost(EngineFailure):
     """A device that draws with this one is gone; every session here has ended."""
 
 
+class NotANumber(EngineFailure):
+    """A chunk's latents are not all numbers."""
+
+
+class OutOfMemory(EngineFailure):
+    """The device had no room for a step."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
     """A chunk's latents, in host memory."""

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from services.score.contract import (
     Ended,
     LogTail,
     Mode,
+    NotANumber,
+    OutOfMemory,
     RankLost,
     Speech,
     TailSize,
@@ -57,12 +59,26 @@ _RETRY_AFTER = 5.0  # seconds; sessions last minutes, but one may just be ending
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the machine is allowed, apart from what it can do."""
+    """What the machine is allowed, apart from what it can do.
+
+    Raises:
+        BadInput: a limit that lets nobody in, or more rows in a batch than sessions.
+    """
 
     sessions: int = 64
+    headroom: int = 0  # more, while others are about to leave and draw no longer
     rows: int = 1  # most chunks in one batch; more only where that was measured to gain
     faces: int = 2  # most speakers of one avatar; steps are prepared for each number of them
     avatar_bytes: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            least = 0 if limit.name == "headroom" else 1
+            checks.check_whole(f"limits.{limit.name}", getattr(self, limit.name), least=least)
+        if self.rows > self.sessions:
+            raise BadInput(
+                "limits.rows", got=self.rows, expected=f"at most {self.sessions} sessions"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,7 @@ class EngineStats:
     """A snapshot for metrics."""
 
     sessions: int
+    slots: int  # sessions that would all meet their deadlines, as measured; at least 1
     queued: int  # chunks waiting
     drawn: int  # chunks, ever
     late: int  # of these, after their deadline
@@ -118,7 +135,7 @@ class Engine:
         )
         self._sessions: dict[str, _Session] = {}
         self._costs = Costs()
-        self._unsettled: tuple[list[str], float] | None = None  # a batch, and its seconds so far
+        self._unsettled: _Batch | None = None
         self._untold: list[Ended] = []  # sessions that ended while another was served
         self._busy_since: float | None = None
         self._broken: RankLost | None = None
@@ -139,15 +156,16 @@ class Engine:
         """Take in a session, new or from elsewhere; its next chunk is `tail.next_chunk`.
 
         Raises:
-            BadInput: avatar, seed or tail do not fit the model, or the name is taken.
+            BadInput: avatar, seed or tail do not fit the model, the name is taken, or the avatar is
+                larger than all avatars together may be.
             NoCapacity: running sessions would pay for it, or memory is short.
             EngineFailure: its first passes failed.
         """
         self._usable()
         if session in self._sessions:
             raise BadInput("attach.session", got=session, expected="a name that is not open")
-        if not 0 <= seed < 2**64:
-            raise BadInput("attach.seed", got=seed, expected="0 to 2**64 - 1")
+        checks.check_whole("attach.seed", seed, below=2**64)
+        checks.check_whole("attach.turn", turn)
         checks.check_avatar(avatar, self.config)
         if len(avatar.faces) > self._limits.faces:
             most = self._limits.faces
@@ -159,7 +177,7 @@ class Engine:
         with self._working():
             self._take(avatar)
             self._sessions[session] = held
-            with self._ending(session):
+            with self._ending(session), _memory("a session's memory"):
                 held.nbytes = self._hands.perform(commands.Open(session, avatar.digest, seed))
                 self._rebuild(session, held, tail)
 
@@ -171,6 +189,8 @@ class Engine:
             NotFound: no such session.
         """
         held = self._find(session)
+        checks.check_whole("chunk.turn", chunk.turn)
+        checks.check_whole("chunk.chunk", chunk.chunk)
         if chunk.turn < held.turn:
             return
         if not math.isfinite(chunk.slack):
@@ -205,21 +225,17 @@ class Engine:
         """Finish what `step` began: chunks just drawn have become context for the next ones."""
         if self._unsettled is None:
             return []
-        (batch, seconds), self._unsettled = self._unsettled, None
+        batch, self._unsettled = self._unsettled, None
         began = self._clock()
         with self._working():
-            try:
-                if not self._queues:
-                    self._hands.perform(commands.Remember())
-                self._hands.perform(commands.Finish())
-            except Exception as error:  # noqa: BLE001 - the session boundary
-                return self._end(batch, error)
-        alive = [self._sessions[name] for name in batch if name in self._sessions]
+            ended = [] if self._queues else self._remember(batch)
+            ended += self._finish(batch)
+        alive = [self._sessions[name] for name in batch.sessions if name in self._sessions]
         for held in alive:
-            held.finished = min(held.finished + 1, self.config.context.chunks)
-        if len(alive) == len(batch):
-            self._costs.record(len(batch), seconds + self._clock() - began)
-        return []
+            self._one_more(held)
+        if len(alive) == len(batch.jobs):
+            self._costs.record(len(alive), batch.seconds + self._clock() - began)
+        return ended
 
     def rewind(self, session: str, *, turn: int, tail: LogTail) -> None:
         """Go back to the end of `tail`: what came after it was never seen by anybody.
@@ -231,6 +247,7 @@ class Engine:
         """
         self._usable()
         held = self._find(session)
+        checks.check_whole("rewind.turn", turn)
         if turn < held.turn:
             raise BadInput("rewind.turn", got=turn, expected=f"at least {held.turn}")
         checks.check_tail(tail, held.faces, self.config)
@@ -280,6 +297,7 @@ class Engine:
     def stats(self) -> EngineStats:
         return EngineStats(
             sessions=len(self._sessions),
+            slots=self._slots(),
             queued=sum(len(held.waiting) for held in self._sessions.values()),
             drawn=self._drawn,
             late=self._late,
@@ -319,13 +337,47 @@ class Engine:
             for job in jobs:
                 outcomes += [*self._run([job]), *self.settle()]
             return outcomes
-        self._unsettled = names, self._clock() - began
+        self._unsettled = _Batch(jobs, latents, self._clock() - began)
         return [self._deliver(job, row) for job, row in zip(jobs, latents, strict=True)]
+
+    def _remember(self, batch: _Batch) -> list[Ended]:
+        """The context pass; if it fails, session by session, so that only the cause of it ends."""
+        try:
+            self._hands.perform(commands.Remember())
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            if len(batch.jobs) == 1 or isinstance(error, RankLost):
+                return self._end(batch.sessions, error)
+            pairs = zip(batch.jobs, batch.latents, strict=True)
+            return [one for job, row in pairs for one in self._replay(job.part, row)]
+        return []
+
+    def _replay(self, part: Part, latents: Tensor) -> list[Ended]:
+        """What is context already in the log becomes it here, of a session that is still open."""
+        if part.session not in self._sessions:
+            return []
+        try:
+            self._hands.perform(commands.Replay(part, latents))
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            return self._end([part.session], error)
+        return []
+
+    def _finish(self, batch: _Batch) -> list[Ended]:
+        """Wait for the device. What it says now is about all that it was told."""
+        if self._broken is not None:
+            return []
+        try:
+            self._hands.perform(commands.Finish())
+        except Exception as error:  # noqa: BLE001 - the session boundary
+            return self._end(batch.sessions, error)
+        return []
+
+    def _one_more(self, held: _Session) -> None:
+        held.finished = min(held.finished + 1, self.config.context.chunks)
 
     def _deliver(self, job: _Job, latents: Tensor) -> Drawn | Ended:
         name = job.part.session
         if not bool(latents.isfinite().all()):
-            reason = EngineFailure(f"chunk {job.chunk.chunk} came out as not a number")
+            reason = NotANumber(f"chunk {job.chunk.chunk} came out as not a number")
             return self._end([name], reason)[0]
         late = self._clock() - job.deadline
         self._drawn += 1
@@ -354,7 +406,7 @@ class Engine:
             assert past.latents is not None, "a tail is checked before it is used"
             part = self._part(session, held, past.chunk, past.speech)
             self._hands.perform(commands.Replay(part, past.latents))
-            held.finished = min(held.finished + 1, self.config.context.chunks)
+            self._one_more(held)
 
     def _ear(self) -> Ear:
         assert self._front_end is not None, "a model that hears has a front end"
@@ -363,20 +415,24 @@ class Engine:
 
     def _take(self, avatar: Avatar) -> None:
         try:
-            self._shelf.take(avatar)
-        except torch.OutOfMemoryError as error:
-            raise NoCapacity("an avatar's memory", retry_after=_RETRY_AFTER) from error
+            with _memory("an avatar's memory"):
+                self._shelf.take(avatar)
         except RankLost as error:
             self._untold += self._end([], error)
             raise
+        except TalkingMachinesError:
+            raise
+        except Exception as error:
+            raise _typed(error) from error
 
     def _admit(self) -> None:
-        wanted = len(self._sessions) + 1
-        full = wanted > self._limits.sessions
-        # The first is always let in: times that one stall has spoilt are mended by drawing alone.
-        slow = bool(self._sessions) and not admits(self._load(wanted))
-        if full or slow:
+        if len(self._sessions) >= self._slots() + self._limits.headroom:
             raise NoCapacity("another session", retry_after=_RETRY_AFTER)
+
+    def _slots(self) -> int:
+        # One is always let in: times that one stall has spoilt are mended by drawing alone.
+        fitting = (n for n in range(self._limits.sessions, 1, -1) if admits(self._load(n)))
+        return next(fitting, 1)
 
     def _load(self, sessions: int) -> float:
         period, most = self.spec.chunk_seconds, self._limits.rows
@@ -389,7 +445,7 @@ class Engine:
 
     def _usable(self) -> None:
         if self._broken is not None:
-            raise self._broken
+            raise RankLost(str(self._broken))  # a new one: what is raised again grows its traceback
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -405,9 +461,6 @@ class Engine:
         """What fails inside ends the session."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            self._end([session], error)
-            raise NoCapacity("a session's memory", retry_after=_RETRY_AFTER) from error
         except Exception as error:
             ended = self._end([session], error)
             self._untold += [one for one in ended if one.session != session]
@@ -424,7 +477,7 @@ class Engine:
             _log.error("session %s ended: %s", name, reason, exc_info=error)
             self._forget(name)
         self._failed += len(open_still)
-        return [Ended(name, reason) for name in open_still]
+        return [Ended(name, _typed(error)) for name in open_still]
 
     def _forget(self, name: str) -> None:
         held = self._sessions.pop(name)
@@ -444,10 +497,34 @@ class _Job:
     part: Part
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """What was drawn and is not context yet."""
+
+    jobs: Sequence[_Job]
+    latents: Tensor  # [B, C, F, h, w]
+    seconds: float  # so far
+
+    @property
+    def sessions(self) -> list[str]:
+        return [job.part.session for job in self.jobs]
+
+
+@contextmanager
+def _memory(what: str) -> Iterator[None]:
+    """For someone who is not in yet, memory that is short is a reason to come again."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NoCapacity(what, retry_after=_RETRY_AFTER) from error
+
+
 def _typed(error: Exception) -> TalkingMachinesError:
-    """What a caller may know of a failure."""
+    """What a caller may know of a failure; of a lost rank, everybody gets an error of their own."""
+    if isinstance(error, RankLost):
+        return RankLost(str(error))
     if isinstance(error, TalkingMachinesError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return EngineFailure("out of memory")
+        return OutOfMemory("out of memory")
     return EngineFailure(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -17,6 +17,7 @@ from services.accelerator.dtype import fastest_dtype
 from services.accelerator.replay import Capture, capture_for
 from services.score.attention import Kernel, Local, attention_for, sdpa
 from services.score.cache import Handed
+from services.score.checkpoint.identity import identity
 from services.score.checkpoint.loading import load as load_model
 from services.score.checkpoint.loading import load_front_end
 from services.score.checkpoint.opening import Checkpoint
@@ -28,6 +29,7 @@ from services.score.parallel import Alone, Leader, Ranks, Solo, share_attention
 from services.score.rehearsal import rehearse
 from services.score.rope import table
 from services.score.worker import Worker
+from talkingmachines.errors import BadInput
 
 _SHAPES = 64  # of passes: beyond this the compiler would give up in silence
 
@@ -92,11 +94,49 @@ def employ(
 def engine_over(
     worker: Worker, front_end: FrontEnd | None, limits: Limits, ranks: Ranks | None = None
 ) -> Engine:
-    """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs."""
+    """Rank 0's engine, rehearsed: it has drawn every shape and knows what a chunk costs.
+
+    Raises:
+        BadInput: `limits` asks for larger batches than the worker has rows for.
+    """
+    if limits.rows > worker.rows:
+        raise BadInput(
+            "limits.rows", got=limits.rows, expected=f"at most the worker's {worker.rows}"
+        )
     hands = Solo(worker) if ranks is None else Leader(worker, ranks)
     engine = Engine(worker.config, hands, front_end, limits=limits, queues=worker.queues)
     rehearse(engine)
     return engine
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a checkpoint becomes on this machine."""
+
+    worker: Worker
+    checkpoint: str  # names weights and configuration
+
+
+def make(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    rows: int,
+    dtype: torch.dtype | None = None,
+    ranks: Ranks | None = None,
+) -> Made:
+    """This rank's worker from an opened checkpoint of any known layout.
+
+    Args:
+        dtype: of the weights; the fastest here if not given. All ranks need the same.
+
+    Raises:
+        BadCheckpoint: it does not fit.
+        ValueError: so many ranks cannot share this model.
+    """
+    dtype = dtype if dtype is not None else fastest(checkpoint.config, device)
+    model = load_model(checkpoint, device=device, dtype=dtype)
+    return Made(employ(model, rows=rows, ranks=ranks), identity(model))
 
 
 def load(
@@ -116,12 +156,19 @@ def load(
     Raises:
         BadCheckpoint: it does not fit.
     """
-    dtype = dtype if dtype is not None else fastest(checkpoint.config, device)
-    model = load_model(checkpoint, device=device, dtype=dtype)
-    front_end = None
-    if checkpoint.config.audio is not None:
-        front_end = load_front_end(checkpoint, device=device, wav2vec=wav2vec)
-    return engine_over(employ(model, rows=limits.rows), front_end, limits)
+    made = make(checkpoint, device, rows=limits.rows, dtype=dtype)
+    return engine_over(made.worker, hearing(checkpoint, device, wav2vec), limits)
+
+
+def hearing(checkpoint: Checkpoint, device: torch.device, wav2vec: Path | None) -> FrontEnd | None:
+    """What hears for this checkpoint, if it hears; only rank 0 needs it.
+
+    Raises:
+        BadCheckpoint: it does not fit.
+    """
+    if checkpoint.config.audio is None:
+        return None
+    return load_front_end(checkpoint, device=device, wav2vec=wav2vec)
 
 
 class _Trial:

@@ -139,10 +139,7 @@ class Leader:
         self._worker, self._ranks = worker, ranks
 
     def perform(self, command: Command[R]) -> R:
-        try:
-            dist.broadcast_object_list([command], src=0, group=self._ranks.orders)
-        except RuntimeError as error:
-            raise RankLost(f"a rank does not take orders: {_line(error)}") from error
+        self._order(command)
         result, failure = _attempt(command, self._worker)
         answers = self._answers(failure)
         if any(answers) and len(set(answers)) > 1:
@@ -153,8 +150,21 @@ class Leader:
         return cast(R, result)
 
     def dismiss(self) -> None:
-        """Let the followers go."""
-        dist.broadcast_object_list([None], src=0, group=self._ranks.orders)
+        """Let the followers go; all have heard of it when this returns.
+
+        A leader that left at once could close the connection before its last word was read.
+
+        Raises:
+            RankLost: a rank does not answer.
+        """
+        self._order(None)
+        self._answers(None)
+
+    def _order(self, command: Command[object] | None) -> None:
+        try:
+            dist.broadcast_object_list([command], src=0, group=self._ranks.orders)
+        except RuntimeError as error:
+            raise RankLost(f"a rank does not take orders: {_line(error)}") from error
 
     def _answers(self, failure: Exception | None) -> list[str]:
         answers: list[str] = [""] * self._ranks.size
@@ -174,10 +184,11 @@ def follow(worker: Worker, ranks: Ranks) -> None:
     while True:
         order: list[Command[object] | None] = [None]
         dist.broadcast_object_list(order, src=0, group=ranks.orders)
-        if order[0] is None:
-            return
-        _, failure = _attempt(order[0], worker)
+        command = order[0]
+        failure = None if command is None else _attempt(command, worker)[1]
         dist.gather_object(_name(failure), None, dst=0, group=ranks.answers)
+        if command is None:
+            return
 
 
 def _attempt(command: Command[R], worker: Worker) -> tuple[R | None, Exception | None]:

@@ -192,17 +192,24 @@ class Worker:
 
     @torch.inference_mode()
     def remember(self) -> None:
-        """Turn the chunks just drawn into context, of those sessions that are still open."""
+        """Turn the chunks just drawn into context, of those sessions that are still open.
+
+        Where this fails, `replay` of each chunk does the same, session by session.
+        """
         assert self._drawn is not None, "nothing was drawn"
         drawn, self._drawn = self._drawn, None
         if self.config.context.policy != "kept":
             self._run("context", drawn.stand, drawn.latents, drawn.audio)
-        for row, part in enumerate(drawn.batch):
-            session = self._sessions.get(part.session)
-            if session is not None:
-                session.context.remember(self._stage.window, row)
-                # While a device computes the context, the host draws the next chunk's noise.
-                session.noises = part.chunk + 1, self._draw(session.seed, part.chunk + 1)
+        alive = [
+            (row, part) for row, part in enumerate(drawn.batch) if part.session in self._sessions
+        ]
+        for _, part in alive:
+            # While a device computes the context, the host draws the next chunk's noise.
+            session = self._sessions[part.session]
+            session.noises = part.chunk + 1, self._draw(session.seed, part.chunk + 1)
+        # Last, and nothing but copies: what fails above leaves every session as it was.
+        for row, part in alive:
+            self._sessions[part.session].context.remember(self._stage.window, row)
 
     @torch.inference_mode()
     def replay(self, part: Part, latents: Tensor) -> None:
@@ -229,6 +236,11 @@ class Worker:
     def queues(self) -> bool:
         """Whether the device takes orders and carries them out later."""
         return self._device.type != "cpu"
+
+    @property
+    def rows(self) -> int:
+        """Most sessions in one batch."""
+        return self._stage.window.rows
 
     @property
     def window_bytes(self) -> int:

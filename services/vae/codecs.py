@@ -24,8 +24,8 @@ from torch import Tensor
 from services.vae.pixels import Pixels
 from talkingmachines.errors import BadInput, EngineFailure
 
-_KEY_INTERVAL = 10  # seconds after which a key frame comes unasked, for viewers that never ask
-_SLOWEST = 1_000  # bits per second; encoders refuse to open below
+_SMALLEST, _LARGEST = 16, 8192  # pixels; what all the encoders open with
+_FASTEST = 240  # frames per second
 
 
 class Codec(Enum):
@@ -40,6 +40,24 @@ class Codec(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """What may change about an encoder while it runs.
+
+    Raises:
+        BadInput: out of range; names the field.
+    """
+
+    bits_per_second: int = 1_500_000  # no meaning to JPEG; 50,000 to 50,000,000
+    key_interval: int = 250  # frames after which a key frame comes unasked; 1 to 1,000
+    quality: int = 85  # of JPEG alone; 1 to 100
+
+    def __post_init__(self) -> None:
+        _within("video.settings.bitrate", self.bits_per_second, 50_000, 50_000_000)
+        _within("video.settings.key_frame_interval", self.key_interval, 1, 1_000)
+        _within("video.settings.quality", self.quality, 1, 100)
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     frame: int  # on the media clock: its time is frame / fps
     key: bool  # can be decoded without anything before it
@@ -47,21 +65,24 @@ class Encoded:
 
 
 class FrameEncoder:
-    """One encoded stream. Not thread-safe; needs no device.
+    """One encoded stream. Any thread may call it, one at a time; needs no device.
 
     Raises:
-        BadInput: a bitrate below 1,000, or a picture that the codec cannot carry.
+        BadInput: a picture or a rate that the codec cannot carry.
     """
 
     def __init__(
-        self, codec: Codec, *, width: int, height: int, fps: int, bits_per_second: int
+        self, codec: Codec, tuning: Tuning | None = None, *, width: int, height: int, fps: int
     ) -> None:
-        if width % 2 or height % 2:
-            raise BadInput("video.size", got=f"{width}x{height}", expected="even sides")
+        for field, side in (("spec.width", width), ("spec.height", height)):
+            if side % 2 or not _SMALLEST <= side <= _LARGEST:
+                expected = f"an even number of pixels, {_SMALLEST} to {_LARGEST}, to encode"
+                raise BadInput(field, got=side, expected=expected)
+        _within("spec.fps", fps, 1, _FASTEST)
         self._codec = codec
         self._size = (width, height)
         self._fps = fps
-        self._bits_per_second = _checked(bits_per_second)
+        self._tuning = tuning or Tuning()
         self._context = self._opened()
         self._next_frame = 0
         self._encoded = 0
@@ -91,16 +112,18 @@ class FrameEncoder:
         """The next frame will be a key frame."""
         self._key_wanted = True
 
-    def set_bitrate(self, bits_per_second: int) -> None:
-        """Aim at another rate from the next frame on. Costs a key frame: no encoder here changes
-        its rate in the middle of a stream.
+    @property
+    def tuning(self) -> Tuning:
+        return self._tuning
 
-        Raises:
-            BadInput: a bitrate below 1,000.
+    def tune(self, tuning: Tuning) -> None:
+        """Go by another tuning from the next frame on. Costs a key frame when anything changes: no
+        encoder here changes its rate in the middle of a stream.
         """
-        self._bits_per_second = _checked(bits_per_second)
-        self._context = self._opened()
-        self._key_wanted = True
+        if tuning != self._tuning:
+            self._tuning = tuning
+            self._context = self._opened()
+            self._key_wanted = True
 
     def _one(self, planes: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], number: int) -> Encoded:
         picture = av.VideoFrame.from_ndarray(planes, format=_pixel_format(self._codec))
@@ -121,7 +144,10 @@ class FrameEncoder:
 
     def _opened(self) -> VideoCodecContext:
         name = encoder_name(self._codec)
-        return _open(name, self._codec, self._size, self._fps, self._bits_per_second)
+        try:
+            return _open(name, self._codec, self._size, self._fps, self._tuning)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise EngineFailure(f"{name} does not open: {error}") from error
 
 
 @functools.cache
@@ -139,24 +165,33 @@ def encoder_name(codec: Codec) -> str:
 def _opens(name: str) -> bool:
     """Whether the encoder takes a frame here; that the library knows its name says nothing."""
     try:
-        context = _open(name, Codec.H264, (256, 256), 25, 1_000_000)
+        context = _open(name, Codec.H264, (256, 256), 25, Tuning())
         context.encode(av.VideoFrame(256, 256, "yuv420p"))
     except (av.error.FFmpegError, ValueError):
         return False
     return True
 
 
+# A key frame where the picture changes much would cost many bits when they are scarcest, and a call
+# has no cuts.
 _OPTIONS = {
-    "libx264": {"preset": "veryfast", "tune": "zerolatency"},
+    "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
     # Not yet run on hardware.
-    "h264_nvenc": {"preset": "p4", "tune": "ull", "rc": "cbr", "delay": "0", "forced-idr": "1"},
+    "h264_nvenc": {
+        "preset": "p4",
+        "tune": "ull",
+        "rc": "cbr",
+        "delay": "0",
+        "forced-idr": "1",
+        "no-scenecut": "1",
+    },
     "libvpx": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"},
     "mjpeg": {},
 }
 
 
 def _open(
-    name: str, codec: Codec, size: tuple[int, int], fps: int, bits_per_second: int
+    name: str, codec: Codec, size: tuple[int, int], fps: int, tuning: Tuning
 ) -> VideoCodecContext:
     context = av.CodecContext.create(name, "w")
     assert isinstance(context, VideoCodecContext)
@@ -164,15 +199,19 @@ def _open(
     context.pix_fmt = _pixel_format(codec)
     context.time_base = Fraction(1, fps)
     context.framerate = Fraction(fps, 1)
-    context.bit_rate = bits_per_second
-    context.gop_size = _KEY_INTERVAL * fps
+    context.bit_rate = tuning.bits_per_second
+    context.gop_size = tuning.key_interval
     context.max_b_frames = 0
-    if name in ("libvpx", "mjpeg"):
-        context.thread_count = 1  # frame threads would hold frames back
+    if name != "h264_nvenc":
+        # Frame threads would hold frames back, and slices would make every machine's stream
+        # another one. Calls are small pictures: a session has a core's few percent to spare.
+        context.thread_count = 1
     context.colorspace = Colorspace.SMPTE170M
     context.color_primaries = ColorPrimaries.SMPTE170M
     context.color_trc = ColorTrc.SMPTE170M
     context.color_range = ColorRange.JPEG if codec is Codec.JPEG else ColorRange.MPEG
+    if codec is Codec.JPEG:  # one quantiser for every frame; a rate means nothing here
+        context.qmin = context.qmax = _quantiser(tuning.quality)
     context.options = _OPTIONS[name]
     context.open()
     return context
@@ -182,7 +221,11 @@ def _pixel_format(codec: Codec) -> str:
     return "yuvj420p" if codec is Codec.JPEG else "yuv420p"
 
 
-def _checked(bits_per_second: int) -> int:
-    if bits_per_second < _SLOWEST:
-        raise BadInput("video.bits_per_second", got=bits_per_second, expected=f">= {_SLOWEST}")
-    return bits_per_second
+def _quantiser(quality: int) -> int:
+    """FFmpeg's scale of JPEG, 2 (best) to 31, for a quality of 100 to 1."""
+    return round(2 + (100 - quality) * 29 / 99)
+
+
+def _within(field: str, got: int, least: int, most: int) -> None:
+    if not least <= got <= most:
+        raise BadInput(field, got=got, expected=f"{least} to {most}")

@@ -9,11 +9,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from services.runtime import strict_json
+from services.runtime import ranges, strict_json
+from services.runtime.ranges import Range
 from services.runtime.weights import BadCheckpoint
 
 FILE = "config.json"
+
+# Far beyond any VAE that is known, and small enough to be built in a moment: a file that lies is
+# refused by the name of its field, not by a process that builds layers until it is killed.
+Width = Annotated[int, Range(1, 8192)]
+Depth = Annotated[int, Range(1, 16)]
+Taps = Annotated[int, Range(1, 3)]
+Moderate = Annotated[float, Range(-1e4, 1e4)]
+_MOST_STAGES = 8
+_MOST_LATENT_CHANNELS = 256
 
 # Normalisation of the Wan2.1 latents, from the public repository (`wan/modules/vae.py`).
 _WAN_MEAN = (
@@ -34,27 +45,28 @@ class TowerConfig:
     encoder, from latents to pixels in the decoder.
     """
 
-    widths: tuple[int, ...]  # channels that each stage puts out
-    blocks: int  # residual blocks per stage
-    taps: tuple[int, ...]  # frames that the convolutions of each stage see: 3, or 1 for none past
+    widths: tuple[Width, ...]  # channels that each stage puts out
+    blocks: Depth  # residual blocks per stage
+    taps: tuple[Taps, ...]  # frames that the convolutions of each stage see: 3, or 1 for none past
     temporal: tuple[bool, ...]  # per resampling: whether it halves (doubles) time as well
-    middle_taps: int  # like `taps`, for the middle and the convolution beside the latent
+    middle_taps: Taps  # like `taps`, for the middle and the convolution beside the latent
     attention: bool  # whether the middle attends within each frame
 
-    def __post_init__(self) -> None:
+    def check(self, name: str) -> None:
+        """Refuse numbers that contradict each other.
+
+        Raises:
+            ValueError: names the field, under `name`.
+        """
         stages = len(self.widths)
-        _require(stages >= 1, "widths", self.widths, "at least one stage")
-        _require(min(self.widths) >= 1, "widths", self.widths, "positive widths")
-        _require(self.blocks >= 1, "blocks", self.blocks, "at least 1")
-        _require(len(self.taps) == stages, "taps", self.taps, f"one number per stage ({stages})")
-        _require(
-            len(self.temporal) == stages - 1,
-            "temporal",
-            self.temporal,
-            f"one per resampling ({stages - 1})",
-        )
+        per_stage, per_step = f"one per stage ({stages})", f"one per resampling ({stages - 1})"
+        known = f"1 to {_MOST_STAGES} stages"
+        _require(1 <= stages <= _MOST_STAGES, f"{name}.widths", f"{stages} stages", known)
+        _require(len(self.taps) == stages, f"{name}.taps", len(self.taps), per_stage)
+        steps = len(self.temporal)
+        _require(steps == stages - 1, f"{name}.temporal", steps, per_step)
         for taps in (*self.taps, self.middle_taps):
-            _require(taps in (1, 3), "taps", taps, "1 or 3")
+            _require(taps != 2, f"{name}.taps", taps, "1 or 3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +79,34 @@ class VaeConfig:
 
     encoder: TowerConfig
     decoder: TowerConfig
-    latent_mean: tuple[float, ...]  # per latent channel; model latents are (z - mean) / std
-    latent_std: tuple[float, ...]
-    patch: int = 1  # pixels per side folded into channels before the encoder, after the decoder
-    norm_groups: int = 0  # 0: RMS norm over channels; else group norm within each frame
+    latent_mean: tuple[Moderate, ...]  # per latent channel; model latents are (z - mean) / std
+    latent_std: tuple[Annotated[float, Range(1e-4, 1e4)], ...]
+    patch: Annotated[int, Range(1, 16)] = (
+        1  # pixels per side folded into channels before the encoder, after the decoder
+    )
+    norm_groups: Annotated[int, Range(0, 8192)] = (
+        0  # 0: RMS norm over channels; else group norm within each frame
+    )
 
     def __post_init__(self) -> None:
+        self.encoder.check("config.encoder")
+        self.decoder.check("config.decoder")
         channels = len(self.latent_mean)
-        _require(channels >= 1, "latent_mean", self.latent_mean, "at least one channel")
-        _require(
-            len(self.latent_std) == channels and min(self.latent_std) > 0,
-            "latent_std",
-            self.latent_std,
-            f"{channels} positive numbers, one per latent channel",
-        )
-        _require(self.patch >= 1, "patch", self.patch, "at least 1")
-        _require(self.norm_groups >= 0, "norm_groups", self.norm_groups, "0 or more")
+        known = f"1 to {_MOST_LATENT_CHANNELS} channels"
+        _require(1 <= channels <= _MOST_LATENT_CHANNELS, "config.latent_mean", channels, known)
+        same = f"{channels} numbers, one per latent channel"
+        stds = len(self.latent_std)
+        _require(stds == channels, "config.latent_std", stds, same)
+        ranges.check(self, "config")
         _require(
             self.decoder.temporal == self.encoder.temporal[::-1],
-            "decoder.temporal",
+            "config.decoder.temporal",
             self.decoder.temporal,
             "the encoder's in reverse order",
         )
         for width in self.decoder.widths[:-1]:
-            _require(width % 2 == 0, "decoder.widths", width, "even widths before a resampling")
+            even = "even widths before a resampling"
+            _require(width % 2 == 0, "config.decoder.widths", width, even)
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -100,7 +116,7 @@ class VaeConfig:
         for width in (*self.encoder.widths, *self.decoder.widths, *halves):
             _require(
                 width % self.norm_groups == 0,
-                "norm_groups",
+                "config.norm_groups",
                 self.norm_groups,
                 f"a divisor of every width and of half of it after an upsampling (not of {width})",
             )
@@ -142,6 +158,8 @@ class VaeConfig:
             return strict_json.read(cls, json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise BadCheckpoint(str(path), why=str(error)) from error
+        except RecursionError as error:
+            raise BadCheckpoint(str(path), why="nested too deep to be a config") from error
 
     def write(self, directory: Path) -> None:
         """Put the config beside a checkpoint's weights."""

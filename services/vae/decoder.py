@@ -90,16 +90,28 @@ class Decoder(nn.Module):
             needs.append(frames)
         return needs[::-1]
 
-    def warm(self, z: Tensor, state: State) -> State:
+    def warm(self, z: Tensor, state: State, *, following: int = 0) -> State:
         """The state that `forward` would hand back, without making the frames.
 
         Each layer is given only as many of the newest frames as the state depends on. Most of the
         work is in the big pictures near the end, where few are needed.
+
+        Args:
+            following: latents that will be warmed after these. The state is then worth nothing
+                until they are, and costs only what they do not replace.
         """
         history = History(state)
+        per_latent = 1  # frames at this layer
         for layer, need in zip(self.layers, self.needs, strict=True):
-            # At least one: a layer whose past nobody needs has no state either.
-            z = layer(history.newest(z, max(need, 1)), history)
+            frames = need - per_latent * following
+            if frames <= 0 and state.started:
+                break  # neither this layer nor any after it will remember what comes from here
+            if not following:
+                # At least one at the beginning, which gives every slot its size. What others
+                # follow goes whole, as it went in the stream, and so rounds as it did there.
+                z = history.newest(z, max(frames, 1))
+            z = layer(z, history)
+            per_latent *= layer.rate
         return history.state()
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint
 from services.vae.config import FILE, TowerConfig, VaeConfig
 from services.vae.model import Vae
@@ -37,13 +38,16 @@ def read_config(directory: Path) -> VaeConfig:
     path = directory / FILE
     try:
         tree = json.loads(path.read_text())
+        if not isinstance(tree, dict):
+            raise ValueError("expected an object")
         if tree.get("is_residual") or tree.get("attn_scales"):
             raise ValueError("is_residual and attn_scales: expected neither, as in Wan2.1")
-        return _config(tree)
-    except KeyError as error:
-        raise BadCheckpoint(str(path), why=f"field {error} is missing") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        ours = {field.name: tree[field.name] for field in fields(_Theirs) if field.name in tree}
+        return strict_json.read(_Theirs, ours).config()
+    except (OSError, ValueError) as error:
         raise BadCheckpoint(str(path), why=str(error)) from error
+    except RecursionError as error:
+        raise BadCheckpoint(str(path), why="nested too deep to be a config") from error
 
 
 def rename(config: VaeConfig, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -67,33 +71,38 @@ def name_pairs(config: VaeConfig) -> Iterator[tuple[str, str]]:
         yield _theirs(ours, config), ours
 
 
-def _config(tree: Mapping[str, Any]) -> VaeConfig:
-    multipliers, blocks = tree["dim_mult"], tree["num_res_blocks"]
-    temporal = tuple(tree["temperal_downsample"])
-    taps = (3,) * len(multipliers)
-    base = tree["base_dim"]
-    decoder_base = tree.get("decoder_base_dim") or base
-    return VaeConfig(
-        encoder=TowerConfig(
-            widths=tuple(base * multiplier for multiplier in multipliers),
-            blocks=blocks,
-            taps=taps,
-            temporal=temporal,
+@dataclass(frozen=True, slots=True)
+class _Theirs:
+    """The fields of their config that shape the network."""
+
+    base_dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temperal_downsample: tuple[bool, ...]
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    decoder_base_dim: int | None = None
+    patch_size: int | None = None
+
+    def config(self) -> VaeConfig:
+        encoder = TowerConfig(
+            widths=tuple(self.base_dim * multiplier for multiplier in self.dim_mult),
+            blocks=self.num_res_blocks,
+            taps=(3,) * len(self.dim_mult),
+            temporal=self.temperal_downsample,
             middle_taps=3,
             attention=True,
-        ),
-        decoder=TowerConfig(
-            widths=tuple(decoder_base * multiplier for multiplier in reversed(multipliers)),
-            blocks=blocks + 1,
-            taps=taps,
-            temporal=temporal[::-1],
-            middle_taps=3,
-            attention=True,
-        ),
-        latent_mean=tuple(tree["latents_mean"]),
-        latent_std=tuple(tree["latents_std"]),
-        patch=tree.get("patch_size") or 1,
-    )
+        )
+        base = self.decoder_base_dim or self.base_dim
+        decoder = replace(
+            encoder,
+            widths=tuple(base * multiplier for multiplier in reversed(self.dim_mult)),
+            blocks=self.num_res_blocks + 1,
+            temporal=self.temperal_downsample[::-1],
+        )
+        return VaeConfig(
+            encoder, decoder, self.latents_mean, self.latents_std, patch=self.patch_size or 1
+        )
 
 
 def _theirs(name: str, config: VaeConfig) -> str:

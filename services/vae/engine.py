@@ -18,6 +18,7 @@ from torch import Tensor
 
 from services.accelerator.copies import HostCopies
 from services.vae.admission import Admission, Limits
+from services.vae.config import VaeConfig
 from services.vae.pixels import Pixels, from_rgb, to_pixels
 from services.vae.runner import Runner
 from services.vae.session import (
@@ -25,8 +26,10 @@ from services.vae.session import (
     Decoded,
     Event,
     Failed,
+    Fault,
     InFlight,
     Opening,
+    Ready,
     Rebuild,
     Session,
     check_latents,
@@ -48,7 +51,8 @@ class Statistics:
     queued: int  # chunks and rebuilds that wait
     session_bytes: int  # promised to the open sessions
     limit_bytes: int
-    load: float  # share of the device's time promised to the open sessions
+    load: float  # share of the device's time that the open sessions need
+    fitting: int  # sessions that memory and time suffice for
     chunk_seconds: float  # running mean of the device time of a chunk
     chunks_total: int
     frames_total: int
@@ -75,7 +79,7 @@ class Engine:
     """Decodes sessions by earliest deadline.
 
     `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: a batch of
-    chunks, or one rebuild (for Wan2.1 as long as two chunks).
+    chunks, or a piece of a rebuild, which is no longer than a chunk.
     """
 
     def __init__(
@@ -114,19 +118,19 @@ class Engine:
 
         Raises:
             BadInput: the stream does not fit this VAE, or the name is taken.
-            NoCapacity: memory or device time for one more session is not there.
+            NoCapacity: the memory for one more session is not there.
         """
         if name in self._sessions:
             raise BadInput("attach.session", got=repr(name), expected="a name that is not open")
         _check_deadline("attach.deadline", opening.deadline)
-        _check_next("attach.next_chunk", opening.next_chunk)
+        _check_next("attach.tail.next_chunk", opening.next_chunk)
         rows, columns = self._latent_size(opening.spec)
         channels = self._runner.config.latent_channels
         check_latents("attach.anchor", opening.anchor, (channels, 1, rows, columns))
         check_latents("attach.tail", opening.tail, (channels, None, rows, columns))
         self._admission.admit(name, opening.spec, self._runner.session_bytes(rows, columns))
         session = Session(name, opening.spec, opening.pixels, opening.anchor, opening.next_chunk)
-        session.queue.append(Rebuild(opening.tail, opening.deadline))
+        session.queue.append(self._rebuild_from(session, opening.tail, opening.deadline))
         self._sessions[name] = session
 
     def submit(self, name: str, chunk: Chunk) -> None:
@@ -142,9 +146,10 @@ class Engine:
         if len(session.queue) >= _QUEUED:
             raise BadInput("chunk", got="one more", expected=f"at most {_QUEUED} waiting")
         if chunk.number != session.next_chunk:
-            raise BadInput("chunk.number", got=chunk.number, expected=str(session.next_chunk))
+            expected = str(session.next_chunk)
+            raise BadInput("chunk.latents.chunk", got=chunk.number, expected=expected)
         shape = (channels, session.spec.latents_per_chunk, rows, columns)
-        check_latents("chunk.latents", chunk.latents, shape)
+        check_latents("chunk.latents.tensor", chunk.latents, shape)
         session.queue.append(chunk)
         session.next_chunk += 1
 
@@ -158,12 +163,12 @@ class Engine:
         old = self._session(name)
         channels, _, rows, columns = old.anchor.shape
         _check_deadline("rewind.deadline", deadline)
-        _check_next("rewind.next_chunk", next_chunk)
+        _check_next("rewind.tail.next_chunk", next_chunk)
         check_latents("rewind.tail", tail, (channels, None, rows, columns))
         # Another object under the same name: frames that are on their way belong to the old one,
         # and chunk numbers come again after a rewind.
-        session = Session(name, old.spec, old.pixels, old.anchor, next_chunk)
-        session.queue.append(Rebuild(tail, deadline))
+        session = Session(name, old.spec, old.pixels, old.anchor, next_chunk, old.rewinds + 1)
+        session.queue.append(self._rebuild_from(session, tail, deadline))
         self._sessions[name] = session
 
     def close(self, name: str) -> None:
@@ -218,13 +223,17 @@ class Engine:
         """Latents of tail after which a rebuilt session equals the one that it replaces."""
         return self._runner.vae.reach
 
-    def session_bytes(self, spec: StreamSpec) -> int:
-        """Device memory that one session of `spec` will hold.
+    @property
+    def config(self) -> VaeConfig:
+        return self._runner.config
+
+    def session_bytes(self, height: int, width: int) -> int:
+        """Device memory that one session of so many pixels will hold. Any thread may ask.
 
         Raises:
-            BadInput: a stream that this VAE cannot make.
+            ValueError: not a picture that this VAE can make; names the side.
         """
-        return self._runner.session_bytes(*self._latent_size(spec))
+        return self._runner.session_bytes(*self.config.latent_size(height, width))
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -233,6 +242,7 @@ class Engine:
             session_bytes=self._admission.bytes,
             limit_bytes=self._admission.limits.memory_bytes,
             load=self._admission.load,
+            fitting=self._admission.fitting,
             chunk_seconds=self._admission.chunk_seconds,
             chunks_total=self._count.chunks,
             frames_total=self._count.frames,
@@ -275,17 +285,31 @@ class Engine:
             batch.append((session, work))
         return batch
 
+    def _rebuild_from(self, session: Session, tail: Tensor, deadline: float) -> Rebuild:
+        # No piece is longer than a chunk, so a rebuild delays others no more than a chunk does.
+        pieces = self._runner.rebuild(
+            session.anchor[None], tail[None], latents=session.spec.latents_per_chunk
+        )
+        return Rebuild(pieces, deadline)
+
     def _rebuild(self, session: Session, work: Rebuild) -> list[Event]:
+        """One piece of a rebuild; the rest goes back to the head of the session's queue."""
         started = self._clock()
         try:
-            session.state = self._runner.begin(session.anchor[None], work.tail[None])
-            finite = all(bool(slot.isfinite().all()) for slot in session.state.slots)
+            state = next(work.pieces)
+            finite = state is None or all(bool(slot.isfinite().all()) for slot in state.slots)
         except RuntimeError as error:
-            return [self._fail(session, str(error))]
-        self._count.rebuilds += 1
-        self._count.rebuild_seconds += self._clock() - started
+            return [self._fail(session, str(error), _fault(error))]
         self._last_arrival = self._clock()
-        return [] if finite else [self._fail(session, "the rebuilt state is not a number")]
+        self._count.rebuild_seconds += self._last_arrival - started
+        if state is None:
+            session.queue.appendleft(work)
+            return []
+        session.state = state
+        self._count.rebuilds += 1
+        if not finite:
+            return [self._fail(session, "the rebuilt state is not a number")]
+        return [Ready(session.name, session.rewinds)]
 
     def _decode(self, batch: list[tuple[Session, Chunk]]) -> list[Event]:
         started = self._clock()
@@ -301,7 +325,7 @@ class Engine:
         except RuntimeError as error:
             if len(batch) > 1:  # whose fault it is shows when each goes alone
                 return [event for pair in batch for event in self._decode([pair])]
-            return [self._fail(batch[0][0], str(error))]
+            return [self._fail(batch[0][0], str(error), _fault(error))]
         # Only now, when nothing can fail any more: a chunk that is tried again finds the old state.
         for state, moved in zip(states, fresh, strict=True):
             state.copy_(moved)
@@ -325,21 +349,27 @@ class Engine:
                 events.append(self._fail(session, "decoded frames are not numbers"))
                 continue
             self._admission.measured(session.spec, seconds / len(flight.batch))
-            events.append(self._decoded(session, chunk, frames.wait(), late=now > chunk.deadline))
+            decoded = Decoded(
+                session.name,
+                session.rewinds,
+                chunk.number,
+                session.spec.first_frame(chunk.number),
+                frames.wait(),
+                late=now > chunk.deadline,
+                seconds=seconds,
+                sessions=len(flight.batch),
+            )
+            self._count.chunks += 1
+            self._count.frames += len(decoded.frames)
+            self._count.late += decoded.late
+            events.append(decoded)
         return events
 
-    def _decoded(self, session: Session, chunk: Chunk, frames: Tensor, *, late: bool) -> Decoded:
-        self._count.chunks += 1
-        self._count.frames += len(frames)
-        self._count.late += late
-        first = session.spec.first_frame(chunk.number)
-        return Decoded(session.name, chunk.number, first, frames, late)
-
-    def _fail(self, session: Session, why: str) -> Failed:
+    def _fail(self, session: Session, why: str, fault: Fault = Fault.NOT_A_NUMBER) -> Failed:
         _log.error("vae session %s failed: %s", session.name, why)
         self._count.failures += 1
         self._drop(session)
-        return Failed(session.name, EngineFailure(f"decoding failed: {why}"))
+        return Failed(session.name, EngineFailure(f"decoding failed: {why}"), fault)
 
     def _drop(self, session: Session) -> None:
         del self._sessions[session.name]
@@ -366,6 +396,11 @@ class Engine:
         except ValueError as error:
             size = f"{spec.width}x{spec.height}"
             raise BadInput("attach.spec", got=size, expected=str(error)) from error
+
+
+def _fault(error: RuntimeError) -> Fault:
+    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+    return Fault.MEMORY if memory else Fault.OTHER
 
 
 def _check_deadline(name: str, deadline: float) -> None:

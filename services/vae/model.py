@@ -58,9 +58,12 @@ class Vae(nn.Module):
         """The frames of `latents`, not clamped, and the state after."""
         return cast(tuple[Tensor, State], self.decoder(self._raw(latents), state))
 
-    def warm(self, latents: Tensor, state: State) -> State:
-        """The state after `latents`, for the part of the price that needs no frames."""
-        return self.decoder.warm(self._raw(latents), state)
+    def warm(self, latents: Tensor, state: State, *, following: int = 0) -> State:
+        """The state after `latents`, for the part of the price that needs no frames.
+
+        With latents `following` it is only a step towards the state after those: `Decoder.warm`.
+        """
+        return self.decoder.warm(self._raw(latents), state, following=following)
 
     @property
     def reach(self) -> int:

@@ -36,12 +36,17 @@ class Runner:
         step = self._decode
         self._step = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
         self._recorded: dict[torch.Size, Replay] = {}
-        self._bytes: dict[tuple[int, int], int] = {}
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
             else None
         )
+        # Measured on one position. (Shapes alone, on PyTorch's meta device, would tell as well, but
+        # loading what works them out takes seconds.)
+        channels = self.config.latent_channels
+        with self.active():
+            latent = vae.conv2.weight.new_zeros(1, channels, 1, 1, 1)
+            self._bytes_per_position = vae.decode(latent, State())[1].bytes
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -58,16 +63,8 @@ class Runner:
         return latents.to(self.device, self.dtype, non_blocking=True)
 
     def session_bytes(self, rows: int, columns: int) -> int:
-        """Device memory that a session of latent size `rows` x `columns` holds, taken nowhere."""
-        key = (rows, columns)
-        if key not in self._bytes:
-            with torch.device("meta"):
-                shadow = Vae(self.config).to(self.dtype)
-                latent = torch.empty(
-                    (1, self.config.latent_channels, 1, rows, columns), dtype=self.dtype
-                )
-                self._bytes[key] = shadow.decode(latent, State())[1].bytes
-        return self._bytes[key]
+        """Device memory that a session of latent size `rows` x `columns` holds."""
+        return rows * columns * self._bytes_per_position
 
     def begin(self, anchor: Tensor, tail: Tensor) -> State:
         """A fresh state after the anchor [1, Z, 1, h, w] and `tail` [1, Z, K >= 0, h, w].
@@ -76,9 +73,25 @@ class Runner:
         `frames_per_latent` frames. After a tail of `vae.reach` latents or more the state is the
         one that the session had; frames are made for none of them.
         """
+        *_, state = self.rebuild(anchor, tail, latents=max(1, tail.shape[2]))
+        assert state is not None
+        return state
+
+    def rebuild(self, anchor: Tensor, tail: Tensor, *, latents: int) -> Iterator[State | None]:
+        """What `begin` does, in pieces of so many latents: None after each but the last.
+
+        No piece takes longer than decoding as many latents, and other work may go between.
+        """
         anchor, tail = self.take(anchor), self.take(tail[:, :, -self.vae.reach :])
-        state = self.vae.warm(anchor, State())
-        return self.vae.warm(tail, state) if tail.shape[2] else state
+        state, left = self.vae.warm(anchor, State()), tail.shape[2]
+        while left:
+            yield None
+            # The odd ones first: the others are cut where the stream was, and round as it did.
+            count = left % latents or latents
+            left -= count
+            piece = tail[:, :, tail.shape[2] - left - count : tail.shape[2] - left]
+            state = self.vae.warm(piece, state, following=left)
+        yield state
 
     def decode(self, latents: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
         """The next frames [B, 3, F, H, W] of B streams of one shape, and the states after.

@@ -7,7 +7,9 @@ anywhere, at any time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
 from torch import Tensor
 
@@ -16,6 +18,10 @@ from services.vae.pixels import Pixels
 from services.vae.state import State
 from talkingmachines.errors import BadInput, EngineFailure
 from talkingmachines.spec import StreamSpec
+
+# Normalised latents are about 1. What is larger than this is no picture, and would overflow on
+# its way through the decoder in one number format or another: the caller's fault, not ours.
+_LARGEST = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Make the state anew from the anchor and a tail of the log."""
+    """Make the state anew from the anchor and a tail of the log, one piece at a time."""
 
-    tail: Tensor
+    pieces: Iterator[State | None]  # as `Runner.rebuild` gives them
     deadline: float
 
 
@@ -55,6 +61,7 @@ class Session:
     pixels: Pixels
     anchor: Tensor
     next_chunk: int
+    rewinds: int = 0
     state: State = field(default_factory=State)
     queue: deque[Work] = field(default_factory=deque)
 
@@ -69,10 +76,29 @@ class Decoded:
     """A chunk's frames in host memory."""
 
     session: str
+    rewinds: int  # of the session, before this was asked for; numbers come again after one
     chunk: int
     first_frame: int  # on the media clock, which counts from chunk 0
     frames: Tensor  # uint8, laid out as the session's `Pixels` say
     late: bool  # ready only after the deadline
+    seconds: float  # that the pass took
+    sessions: int  # that shared the pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A session's state is built, after it was opened or rewound."""
+
+    session: str
+    rewinds: int  # of the session, before this was asked for
+
+
+class Fault(Enum):
+    """What went wrong with a pass."""
+
+    NOT_A_NUMBER = "not_a_number"
+    MEMORY = "memory"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +107,10 @@ class Failed:
 
     session: str
     error: EngineFailure
+    fault: Fault
 
 
-Event = Decoded | Failed
+Event = Ready | Decoded | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +139,6 @@ def check_latents(name: str, latents: Tensor, expected: tuple[int | None, ...]) 
         shape = "x".join("any" if side is None else str(side) for side in expected)
         got = f"{'x'.join(map(str, latents.shape))} {latents.dtype}"
         raise BadInput(name, got=got, expected=f"floating-point latents of shape {shape}")
-    if not latents.isfinite().all():
-        raise BadInput(name, got="infinite or undefined values", expected="finite latents")
+    if not (latents.abs() <= _LARGEST).all():  # also what is not a number
+        got = "infinite, undefined or huge values"
+        raise BadInput(name, got=got, expected=f"normalised latents, {_LARGEST:,.0f} at most")

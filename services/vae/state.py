@@ -82,7 +82,10 @@ class History:
         return x[:, :, x.shape[2] - frames :]
 
     def state(self) -> State:
-        return State(tuple(self._next[slot] for slot in range(len(self._next))))
+        """The state after the pass; where no layer looked, the past is what it was."""
+        if not self._past:
+            return State(tuple(self._next[slot] for slot in range(len(self._next))))
+        return State(tuple(self._next.get(slot, past) for slot, past in enumerate(self._past)))
 
 
 def append(pieces: Sequence[Tensor]) -> Tensor:

@@ -106,11 +106,11 @@ class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind
     NOTICE_KIND_MODEL_RATE_LIMITED: _NoticeKind.ValueType  # 3
     """The conversation model refused for its rate limit; the text says until when."""
     NOTICE_KIND_FALSE_INTERRUPTION: _NoticeKind.ValueType  # 4
-    """An interruption turned out to be noise; the character goes on."""
+    """An interruption turned out to be noise: what was left of Notice.turn is said under the turn
+    after it, the one that Interrupted began.
+    """
     NOTICE_KIND_ENDING_SOON: _NoticeKind.ValueType  # 5
     """The session ends soon because of a limit of its own (length, idleness)."""
-    NOTICE_KIND_SPEECH_DROPPED: _NoticeKind.ValueType  # 6
-    """Speech was left out: it came too fast, or not at its time."""
 
 class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
     """What a Notice is about."""
@@ -123,11 +123,11 @@ NOTICE_KIND_MODEL_AVAILABLE: NoticeKind.ValueType  # 2
 NOTICE_KIND_MODEL_RATE_LIMITED: NoticeKind.ValueType  # 3
 """The conversation model refused for its rate limit; the text says until when."""
 NOTICE_KIND_FALSE_INTERRUPTION: NoticeKind.ValueType  # 4
-"""An interruption turned out to be noise; the character goes on."""
+"""An interruption turned out to be noise: what was left of Notice.turn is said under the turn
+after it, the one that Interrupted began.
+"""
 NOTICE_KIND_ENDING_SOON: NoticeKind.ValueType  # 5
 """The session ends soon because of a limit of its own (length, idleness)."""
-NOTICE_KIND_SPEECH_DROPPED: NoticeKind.ValueType  # 6
-"""Speech was left out: it came too fast, or not at its time."""
 Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
 
 @_typing.final
@@ -168,7 +168,9 @@ class Avatar(_message.Message):
 
     @_builtins.property
     def speakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Speaker]:
-        """The faces that can speak, at least one: as given, or as found."""
+        """The faces that can speak, at least one: as given, or as found; in fractions of the picture as
+        it is drawn, which is the given one cropped about its middle. Set by the server.
+        """
 
     @_builtins.property
     def persona(self) -> Global___Persona:
@@ -207,7 +209,9 @@ class Speaker(_message.Message):
     """Up to 100 characters, for people; may be empty."""
     @_builtins.property
     def face(self) -> _media_pb2.Region:
-        """Where the face is."""
+        """Where the face is: in CreateAvatarRequest in the picture as given, in Avatar in the picture as
+        it is drawn.
+        """
 
     def __init__(
         self,
@@ -225,7 +229,11 @@ Global___Speaker: _TypeAlias = Speaker  # noqa: Y015
 
 @_typing.final
 class Persona(_message.Message):
-    """Who the character is in conversation. Nothing here concerns its looks."""
+    """Who the character is in conversation. Nothing here concerns its looks.
+
+    In Open it is laid over the avatar's: what is set replaces what the avatar has, also where it is
+    set to nothing; what is not set stays.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -235,6 +243,7 @@ class Persona(_message.Message):
     LANGUAGE_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     TURN_TAKING_FIELD_NUMBER: _builtins.int
+    NO_TOOLS_FIELD_NUMBER: _builtins.int
     instructions: _builtins.str
     """System prompt of the conversation, up to 20,000 characters; empty means the server's default."""
     voice: _builtins.str
@@ -243,29 +252,49 @@ class Persona(_message.Message):
     """What it says when a call begins, up to 1,000 characters; empty means it waits."""
     language: _builtins.str
     """BCP 47 tag such as "en" or "pt-BR"; empty means as the user speaks."""
+    no_tools: _builtins.bool
+    """In Open: leaves out the avatar's tools. Not together with `tools`."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """Functions that the conversation model may call; the client answers with ToolResult. At most 64."""
+        """Functions that the conversation model may call; the client answers with ToolResult. At most 64.
+        In Open, any replace all of the avatar's.
+        """
 
     @_builtins.property
     def turn_taking(self) -> Global___TurnTaking:
-        """When the character may speak and be interrupted."""
+        """When the character may speak and be interrupted. In Open it replaces the avatar's as a whole."""
 
     def __init__(
         self,
         *,
-        instructions: _builtins.str = ...,
-        voice: _builtins.str = ...,
-        greeting: _builtins.str = ...,
-        language: _builtins.str = ...,
+        instructions: _builtins.str | None = ...,
+        voice: _builtins.str | None = ...,
+        greeting: _builtins.str | None = ...,
+        language: _builtins.str | None = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
         turn_taking: Global___TurnTaking | None = ...,
+        no_tools: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["turn_taking", b"turn_taking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_greeting", b"_greeting", "_instructions", b"_instructions", "_language", b"_language", "_voice", b"_voice", "greeting", b"greeting", "instructions", b"instructions", "language", b"language", "turn_taking", b"turn_taking", "voice", b"voice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["greeting", b"greeting", "instructions", b"instructions", "language", b"language", "tools", b"tools", "turn_taking", b"turn_taking", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_greeting", b"_greeting", "_instructions", b"_instructions", "_language", b"_language", "_voice", b"_voice", "greeting", b"greeting", "instructions", b"instructions", "language", b"language", "no_tools", b"no_tools", "tools", b"tools", "turn_taking", b"turn_taking", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__greeting: _TypeAlias = _typing.Literal["greeting"]  # noqa: Y015
+    _WhichOneofArgType__greeting: _TypeAlias = _typing.Literal["_greeting", b"_greeting"]  # noqa: Y015
+    _WhichOneofReturnType__instructions: _TypeAlias = _typing.Literal["instructions"]  # noqa: Y015
+    _WhichOneofArgType__instructions: _TypeAlias = _typing.Literal["_instructions", b"_instructions"]  # noqa: Y015
+    _WhichOneofReturnType__language: _TypeAlias = _typing.Literal["language"]  # noqa: Y015
+    _WhichOneofArgType__language: _TypeAlias = _typing.Literal["_language", b"_language"]  # noqa: Y015
+    _WhichOneofReturnType__voice: _TypeAlias = _typing.Literal["voice"]  # noqa: Y015
+    _WhichOneofArgType__voice: _TypeAlias = _typing.Literal["_voice", b"_voice"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__greeting) -> _WhichOneofReturnType__greeting | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__instructions) -> _WhichOneofReturnType__instructions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__language) -> _WhichOneofReturnType__language | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__voice) -> _WhichOneofReturnType__voice | None: ...
 
 Global___Persona: _TypeAlias = Persona  # noqa: Y015
 
@@ -670,7 +699,9 @@ class Open(_message.Message):
     mode: Global___TalkMode.ValueType
     """Required, unless resume_token is given."""
     resume_token: _builtins.bytes
-    """Continues a session instead of opening one: Ready.resume_token of its last connection."""
+    """Continues a session instead of opening one: Ready.resume_token of its last connection. When
+    that connection broke before its Ready came, the token that opened it still works.
+    """
     seed: _builtins.int
     """Fixes the noise, so that the same speech gives the same pictures. Absent: drawn by the server."""
     no_video: _builtins.bool
@@ -687,7 +718,7 @@ class Open(_message.Message):
 
     @_builtins.property
     def persona(self) -> Global___Persona:
-        """CONVERSE: replaces fields of the avatar's persona that are set here, for this session."""
+        """CONVERSE: laid over the avatar's persona, for this session."""
 
     @_builtins.property
     def max_queue_time(self) -> _duration_pb2.Duration:
@@ -948,7 +979,10 @@ class Ready(_message.Message):
     session_id: _builtins.str
     """For logs and support; grants nothing."""
     resume_token: _builtins.bytes
-    """Opens this session again from a new connection, once. A secret."""
+    """Opens this session again from a new connection, once. A secret. The token that opened this
+    connection works until this one is used, or until PlaybackPosition says that media of this
+    connection was played: so no token is lost with a Ready that never arrived.
+    """
     resumed: _builtins.bool
     """Whether this continues a session."""
     seed: _builtins.int
@@ -969,7 +1003,9 @@ class Ready(_message.Message):
 
     @_builtins.property
     def max_buffered_speech(self) -> _duration_pb2.Duration:
-        """DRIVE: seconds of speech that may be waiting to be played; more is refused."""
+        """DRIVE: speech that may be waiting to be played. A client that sends more is ended with
+        RESOURCE_EXHAUSTED (QuotaFailure): no speech is ever left out unsaid.
+        """
 
     @_builtins.property
     def video(self) -> _media_pb2.VideoFormat:
@@ -1077,6 +1113,7 @@ class Transcript(_message.Message):
     END_SAMPLE_FIELD_NUMBER: _builtins.int
     INTERRUPTED_FIELD_NUMBER: _builtins.int
     SPEAKER_FIELD_NUMBER: _builtins.int
+    UTTERANCE_FIELD_NUMBER: _builtins.int
     party: Global___Party.ValueType
     """Who said it."""
     turn: _builtins.int
@@ -1093,6 +1130,10 @@ class Transcript(_message.Message):
     """The character was cut off here: only this much was heard."""
     speaker: _builtins.int
     """With several faces, which one speaks."""
+    utterance: _builtins.int
+    """Numbers the utterances of a session, those of both parties together, from 1: pieces of one
+    have the same number, however they come between those of others.
+    """
     def __init__(
         self,
         *,
@@ -1104,10 +1145,11 @@ class Transcript(_message.Message):
         end_sample: _builtins.int = ...,
         interrupted: _builtins.bool = ...,
         speaker: _builtins.int = ...,
+        utterance: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_sample", b"end_sample", "final", b"final", "first_sample", b"first_sample", "interrupted", b"interrupted", "party", b"party", "speaker", b"speaker", "text", b"text", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_sample", b"end_sample", "final", b"final", "first_sample", b"first_sample", "interrupted", b"interrupted", "party", b"party", "speaker", b"speaker", "text", b"text", "turn", b"turn", "utterance", b"utterance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1379,19 +1421,31 @@ class Notice(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
     kind: Global___NoticeKind.ValueType
     """What happened."""
     message: _builtins.str
     """One sentence for people."""
+    turn: _builtins.int
+    """FALSE_INTERRUPTION: the turn that was cut off."""
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """ENDING_SOON: until the session ends. MODEL_RATE_LIMITED: until the model is asked again. Absent
+        when that is not known, and for other kinds.
+        """
+
     def __init__(
         self,
         *,
         kind: Global___NoticeKind.ValueType = ...,
         message: _builtins.str = ...,
+        turn: _builtins.int = ...,
+        time_left: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "time_left", b"time_left", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,15 +104,15 @@ class ConverseOpen(_message.Message):
         """The avatar's, with the session's own values laid over it."""
 
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[_avatar_pb2.Transcript]:
-        """What was said before, when a conversation is taken over from another bridge; oldest first."""
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastEvent]:
+        """What happened before, when a conversation is taken over from another bridge; oldest first."""
 
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         persona: _avatar_pb2.Persona | None = ...,
-        history: _abc.Iterable[_avatar_pb2.Transcript] | None = ...,
+        history: _abc.Iterable[Global___PastEvent] | None = ...,
         next_turn: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["persona", b"persona"]  # noqa: Y015
@@ -122,6 +122,44 @@ class ConverseOpen(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConverseOpen: _TypeAlias = ConverseOpen  # noqa: Y015
+
+@_typing.final
+class PastEvent(_message.Message):
+    """Something that a conversation model must know of what happened before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transcript(self) -> _avatar_pb2.Transcript:
+        """A whole utterance: final, and as much of it as was heard."""
+
+    @_builtins.property
+    def tool_call(self) -> _avatar_pb2.ToolCall:
+        """The model called a function of the client's."""
+
+    @_builtins.property
+    def tool_result(self) -> _avatar_pb2.ToolResult:
+        """What the client answered."""
+
+    def __init__(
+        self,
+        *,
+        transcript: _avatar_pb2.Transcript | None = ...,
+        tool_call: _avatar_pb2.ToolCall | None = ...,
+        tool_result: _avatar_pb2.ToolResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "tool_call", b"tool_call", "tool_result", b"tool_result", "transcript", b"transcript"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "tool_call", b"tool_call", "tool_result", b"tool_result", "transcript", b"transcript"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["transcript", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PastEvent: _TypeAlias = PastEvent  # noqa: Y015
 
 @_typing.final
 class ConverseResponse(_message.Message):

@@ -25,53 +25,53 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etalkingmachines/v1/media.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\"\x9e\x01\n\nStreamSpec\x12\x13\n\x0bsample_rate\x18\x01 \x01(\r\x12\x0b\n\x03\x66ps\x18\x02 \x01(\r\x12\x19\n\x11latents_per_chunk\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_latent\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x19\n\x11lookahead_samples\x18\x07 \x01(\r\"o\n\x03Pcm\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\x14\n\x0c\x66irst_sample\x18\x03 \x01(\x04\x12\x13\n\x0bsample_rate\x18\x04 \x01(\r\x12\x0f\n\x07samples\x18\x05 \x01(\x0c\x12\x0f\n\x07speaker\x18\x06 \x01(\r\"Y\n\x06Tensor\x12/\n\tdata_type\x18\x01 \x01(\x0e\x32\x1c.talkingmachines.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"R\n\x07Latents\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12*\n\x06tensor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\"\xa9\x01\n\x0bVideoFormat\x12\x31\n\x06pixels\x18\x01 \x01(\x0e\x32\x1f.talkingmachines.v1.PixelFormatH\x00\x12*\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x19.talkingmachines.v1.CodecH\x00\x12\x33\n\x08settings\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.VideoSettingsB\x06\n\x04\x66orm\"M\n\rVideoSettings\x12\x0f\n\x07\x62itrate\x18\x01 \x01(\r\x12\x1a\n\x12key_frame_interval\x18\x02 \x01(\r\x12\x0f\n\x07quality\x18\x03 \x01(\r\"\x11\n\x0fKeyFrameRequest\"r\n\nRawPicture\x12\x35\n\x0cpixel_format\x18\x01 \x01(\x0e\x32\x1f.talkingmachines.v1.PixelFormat\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\x0c\"^\n\x0e\x45ncodedPicture\x12(\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x19.talkingmachines.v1.Codec\x12\x11\n\tkey_frame\x18\x02 \x01(\x08\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\xa9\x01\n\nVideoFrame\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\r\n\x05\x66rame\x18\x03 \x01(\x04\x12-\n\x03raw\x18\x04 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPictureH\x00\x12\x35\n\x07\x65ncoded\x18\x05 \x01(\x0b\x32\".talkingmachines.v1.EncodedPictureH\x00\x42\t\n\x07picture\"=\n\x06Region\x12\t\n\x01x\x18\x01 \x01(\x02\x12\t\n\x01y\x18\x02 \x01(\x02\x12\r\n\x05width\x18\x03 \x01(\x02\x12\x0e\n\x06height\x18\x04 \x01(\x02\"\x9d\x01\n\rSpeakerSpeech\x12\x0f\n\x07speaker\x18\x01 \x01(\r\x12&\n\x04mode\x18\x02 \x01(\x0e\x32\x18.talkingmachines.v1.Mode\x12\'\n\x06speech\x18\x03 \x01(\x0b\x32\x17.talkingmachines.v1.Pcm\x12*\n\tlookahead\x18\x04 \x01(\x0b\x32\x17.talkingmachines.v1.Pcm\"{\n\tPastChunk\x12\r\n\x05\x63hunk\x18\x01 \x01(\x04\x12,\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12\x31\n\x06speech\x18\x03 \x03(\x0b\x32!.talkingmachines.v1.SpeakerSpeech\"L\n\x07LogTail\x12\x12\n\nnext_chunk\x18\x01 \x01(\x04\x12-\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1d.talkingmachines.v1.PastChunk\"+\n\x08\x43\x61pacity\x12\x10\n\x08sessions\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\"l\n\x08HandOver\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".talkingmachines.v1.HandOverReason\x12,\n\ttime_left\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*C\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_SPEAKING\x10\x01\x12\x12\n\x0eMODE_LISTENING\x10\x02*k\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03*Z\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PIXEL_FORMAT_RGB24\x10\x01\x12\x15\n\x11PIXEL_FORMAT_I420\x10\x02*M\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_JPEG\x10\x01\x12\x0e\n\nCODEC_H264\x10\x02\x12\r\n\tCODEC_VP8\x10\x03*\xac\x01\n\x0eHandOverReason\x12 \n\x1cHAND_OVER_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14HAND_OVER_REASON_AGE\x10\x01\x12\x1d\n\x19HAND_OVER_REASON_DRAINING\x10\x02\x12\x1f\n\x1bHAND_OVER_REASON_OVERLOADED\x10\x03\x12\x1e\n\x1aHAND_OVER_REASON_UNHEALTHY\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etalkingmachines/v1/media.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\"\x9e\x01\n\nStreamSpec\x12\x13\n\x0bsample_rate\x18\x01 \x01(\r\x12\x0b\n\x03\x66ps\x18\x02 \x01(\r\x12\x19\n\x11latents_per_chunk\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_latent\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x19\n\x11lookahead_samples\x18\x07 \x01(\r\"\x85\x01\n\x03Pcm\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\x19\n\x0c\x66irst_sample\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0bsample_rate\x18\x04 \x01(\r\x12\x0f\n\x07samples\x18\x05 \x01(\x0c\x12\x0f\n\x07speaker\x18\x06 \x01(\rB\x0f\n\r_first_sample\"Y\n\x06Tensor\x12/\n\tdata_type\x18\x01 \x01(\x0e\x32\x1c.talkingmachines.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"R\n\x07Latents\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12*\n\x06tensor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\"\xa9\x01\n\x0bVideoFormat\x12\x31\n\x06pixels\x18\x01 \x01(\x0e\x32\x1f.talkingmachines.v1.PixelFormatH\x00\x12*\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x19.talkingmachines.v1.CodecH\x00\x12\x33\n\x08settings\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.VideoSettingsB\x06\n\x04\x66orm\"M\n\rVideoSettings\x12\x0f\n\x07\x62itrate\x18\x01 \x01(\r\x12\x1a\n\x12key_frame_interval\x18\x02 \x01(\r\x12\x0f\n\x07quality\x18\x03 \x01(\r\"\x11\n\x0fKeyFrameRequest\"r\n\nRawPicture\x12\x35\n\x0cpixel_format\x18\x01 \x01(\x0e\x32\x1f.talkingmachines.v1.PixelFormat\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\x0c\"^\n\x0e\x45ncodedPicture\x12(\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x19.talkingmachines.v1.Codec\x12\x11\n\tkey_frame\x18\x02 \x01(\x08\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\xa9\x01\n\nVideoFrame\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\r\n\x05\x66rame\x18\x03 \x01(\x04\x12-\n\x03raw\x18\x04 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPictureH\x00\x12\x35\n\x07\x65ncoded\x18\x05 \x01(\x0b\x32\".talkingmachines.v1.EncodedPictureH\x00\x42\t\n\x07picture\"=\n\x06Region\x12\t\n\x01x\x18\x01 \x01(\x02\x12\t\n\x01y\x18\x02 \x01(\x02\x12\r\n\x05width\x18\x03 \x01(\x02\x12\x0e\n\x06height\x18\x04 \x01(\x02\"\x9d\x01\n\rSpeakerSpeech\x12\x0f\n\x07speaker\x18\x01 \x01(\r\x12&\n\x04mode\x18\x02 \x01(\x0e\x32\x18.talkingmachines.v1.Mode\x12\'\n\x06speech\x18\x03 \x01(\x0b\x32\x17.talkingmachines.v1.Pcm\x12*\n\tlookahead\x18\x04 \x01(\x0b\x32\x17.talkingmachines.v1.Pcm\"{\n\tPastChunk\x12\r\n\x05\x63hunk\x18\x01 \x01(\x04\x12,\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12\x31\n\x06speech\x18\x03 \x03(\x0b\x32!.talkingmachines.v1.SpeakerSpeech\"L\n\x07LogTail\x12\x12\n\nnext_chunk\x18\x01 \x01(\x04\x12-\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1d.talkingmachines.v1.PastChunk\"+\n\x08\x43\x61pacity\x12\x10\n\x08sessions\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\"l\n\x08HandOver\x12\x32\n\x06reason\x18\x01 \x01(\x0e\x32\".talkingmachines.v1.HandOverReason\x12,\n\ttime_left\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*C\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_SPEAKING\x10\x01\x12\x12\n\x0eMODE_LISTENING\x10\x02*k\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03*Z\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PIXEL_FORMAT_RGB24\x10\x01\x12\x15\n\x11PIXEL_FORMAT_I420\x10\x02*M\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_JPEG\x10\x01\x12\x0e\n\nCODEC_H264\x10\x02\x12\r\n\tCODEC_VP8\x10\x03*\xac\x01\n\x0eHandOverReason\x12 \n\x1cHAND_OVER_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14HAND_OVER_REASON_AGE\x10\x01\x12\x1d\n\x19HAND_OVER_REASON_DRAINING\x10\x02\x12\x1f\n\x1bHAND_OVER_REASON_OVERLOADED\x10\x03\x12\x1e\n\x1aHAND_OVER_REASON_UNHEALTHY\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'talkingmachines.v1.media_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=1770
-  _globals['_MODE']._serialized_end=1837
-  _globals['_DATATYPE']._serialized_start=1839
-  _globals['_DATATYPE']._serialized_end=1946
-  _globals['_PIXELFORMAT']._serialized_start=1948
-  _globals['_PIXELFORMAT']._serialized_end=2038
-  _globals['_CODEC']._serialized_start=2040
-  _globals['_CODEC']._serialized_end=2117
-  _globals['_HANDOVERREASON']._serialized_start=2120
-  _globals['_HANDOVERREASON']._serialized_end=2292
+  _globals['_MODE']._serialized_start=1793
+  _globals['_MODE']._serialized_end=1860
+  _globals['_DATATYPE']._serialized_start=1862
+  _globals['_DATATYPE']._serialized_end=1969
+  _globals['_PIXELFORMAT']._serialized_start=1971
+  _globals['_PIXELFORMAT']._serialized_end=2061
+  _globals['_CODEC']._serialized_start=2063
+  _globals['_CODEC']._serialized_end=2140
+  _globals['_HANDOVERREASON']._serialized_start=2143
+  _globals['_HANDOVERREASON']._serialized_end=2315
   _globals['_STREAMSPEC']._serialized_start=87
   _globals['_STREAMSPEC']._serialized_end=245
-  _globals['_PCM']._serialized_start=247
-  _globals['_PCM']._serialized_end=358
-  _globals['_TENSOR']._serialized_start=360
-  _globals['_TENSOR']._serialized_end=449
-  _globals['_LATENTS']._serialized_start=451
-  _globals['_LATENTS']._serialized_end=533
-  _globals['_VIDEOFORMAT']._serialized_start=536
-  _globals['_VIDEOFORMAT']._serialized_end=705
-  _globals['_VIDEOSETTINGS']._serialized_start=707
-  _globals['_VIDEOSETTINGS']._serialized_end=784
-  _globals['_KEYFRAMEREQUEST']._serialized_start=786
-  _globals['_KEYFRAMEREQUEST']._serialized_end=803
-  _globals['_RAWPICTURE']._serialized_start=805
-  _globals['_RAWPICTURE']._serialized_end=919
-  _globals['_ENCODEDPICTURE']._serialized_start=921
-  _globals['_ENCODEDPICTURE']._serialized_end=1015
-  _globals['_VIDEOFRAME']._serialized_start=1018
-  _globals['_VIDEOFRAME']._serialized_end=1187
-  _globals['_REGION']._serialized_start=1189
-  _globals['_REGION']._serialized_end=1250
-  _globals['_SPEAKERSPEECH']._serialized_start=1253
-  _globals['_SPEAKERSPEECH']._serialized_end=1410
-  _globals['_PASTCHUNK']._serialized_start=1412
-  _globals['_PASTCHUNK']._serialized_end=1535
-  _globals['_LOGTAIL']._serialized_start=1537
-  _globals['_LOGTAIL']._serialized_end=1613
-  _globals['_CAPACITY']._serialized_start=1615
-  _globals['_CAPACITY']._serialized_end=1658
-  _globals['_HANDOVER']._serialized_start=1660
-  _globals['_HANDOVER']._serialized_end=1768
+  _globals['_PCM']._serialized_start=248
+  _globals['_PCM']._serialized_end=381
+  _globals['_TENSOR']._serialized_start=383
+  _globals['_TENSOR']._serialized_end=472
+  _globals['_LATENTS']._serialized_start=474
+  _globals['_LATENTS']._serialized_end=556
+  _globals['_VIDEOFORMAT']._serialized_start=559
+  _globals['_VIDEOFORMAT']._serialized_end=728
+  _globals['_VIDEOSETTINGS']._serialized_start=730
+  _globals['_VIDEOSETTINGS']._serialized_end=807
+  _globals['_KEYFRAMEREQUEST']._serialized_start=809
+  _globals['_KEYFRAMEREQUEST']._serialized_end=826
+  _globals['_RAWPICTURE']._serialized_start=828
+  _globals['_RAWPICTURE']._serialized_end=942
+  _globals['_ENCODEDPICTURE']._serialized_start=944
+  _globals['_ENCODEDPICTURE']._serialized_end=1038
+  _globals['_VIDEOFRAME']._serialized_start=1041
+  _globals['_VIDEOFRAME']._serialized_end=1210
+  _globals['_REGION']._serialized_start=1212
+  _globals['_REGION']._serialized_end=1273
+  _globals['_SPEAKERSPEECH']._serialized_start=1276
+  _globals['_SPEAKERSPEECH']._serialized_end=1433
+  _globals['_PASTCHUNK']._serialized_start=1435
+  _globals['_PASTCHUNK']._serialized_end=1558
+  _globals['_LOGTAIL']._serialized_start=1560
+  _globals['_LOGTAIL']._serialized_end=1636
+  _globals['_CAPACITY']._serialized_start=1638
+  _globals['_CAPACITY']._serialized_end=1681
+  _globals['_HANDOVER']._serialized_start=1683
+  _globals['_HANDOVER']._serialized_end=1791
 # @@protoc_insertion_point(module_scope)

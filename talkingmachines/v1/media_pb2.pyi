@@ -132,12 +132,14 @@ class _HandOverReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HandOv
     HAND_OVER_REASON_DRAINING: _HandOverReason.ValueType  # 2
     """The replica is being scaled down, upgraded or stopped."""
     HAND_OVER_REASON_OVERLOADED: _HandOverReason.ValueType  # 3
-    """The replica would miss deadlines with the sessions it has."""
+    """The replica misses deadlines with the sessions it has, and asks some of them to leave."""
     HAND_OVER_REASON_UNHEALTHY: _HandOverReason.ValueType  # 4
-    """The replica found something wrong with itself."""
+    """The replica found something wrong with itself, and still answers."""
 
 class HandOverReason(_HandOverReason, metaclass=_HandOverReasonEnumTypeWrapper):
-    """Why a replica asks the gateway to leave."""
+    """Why a replica asks the gateway to leave. The gateway does the same for each, and counts them
+    apart; a reason that it does not know counts as UNHEALTHY.
+    """
 
 HAND_OVER_REASON_UNSPECIFIED: HandOverReason.ValueType  # 0
 HAND_OVER_REASON_AGE: HandOverReason.ValueType  # 1
@@ -145,9 +147,9 @@ HAND_OVER_REASON_AGE: HandOverReason.ValueType  # 1
 HAND_OVER_REASON_DRAINING: HandOverReason.ValueType  # 2
 """The replica is being scaled down, upgraded or stopped."""
 HAND_OVER_REASON_OVERLOADED: HandOverReason.ValueType  # 3
-"""The replica would miss deadlines with the sessions it has."""
+"""The replica misses deadlines with the sessions it has, and asks some of them to leave."""
 HAND_OVER_REASON_UNHEALTHY: HandOverReason.ValueType  # 4
-"""The replica found something wrong with itself."""
+"""The replica found something wrong with itself, and still answers."""
 Global___HandOverReason: _TypeAlias = HandOverReason  # noqa: Y015
 
 @_typing.final
@@ -218,8 +220,9 @@ class Pcm(_message.Message):
     """The chunk in which the first sample falls; 0 in what a client sends. Set by the gateway."""
     first_sample: _builtins.int
     """Position of the first sample, counted from the start of this direction's stream at
-    sample_rate. In speech that a session returns: on the session's media clock. A client may
-    leave it 0: its pieces are then taken in order of arrival. Set by the sender.
+    sample_rate (of this speaker's part of it). In speech that a session returns: on the session's
+    media clock. A client may leave it out: its pieces are then taken in order of arrival. Given,
+    it must follow the piece before. Set by the sender.
     """
     sample_rate: _builtins.int
     """Hz, 8,000 to 96,000; constant within a stream. Set by the sender."""
@@ -234,16 +237,18 @@ class Pcm(_message.Message):
         *,
         turn: _builtins.int = ...,
         chunk: _builtins.int = ...,
-        first_sample: _builtins.int = ...,
+        first_sample: _builtins.int | None = ...,
         sample_rate: _builtins.int = ...,
         samples: _builtins.bytes = ...,
         speaker: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_sample", b"_first_sample", "first_sample", b"first_sample"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "first_sample", b"first_sample", "sample_rate", b"sample_rate", "samples", b"samples", "speaker", b"speaker", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_sample", b"_first_sample", "chunk", b"chunk", "first_sample", b"first_sample", "sample_rate", b"sample_rate", "samples", b"samples", "speaker", b"speaker", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_sample: _TypeAlias = _typing.Literal["first_sample"]  # noqa: Y015
+    _WhichOneofArgType__first_sample: _TypeAlias = _typing.Literal["_first_sample", b"_first_sample"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_sample) -> _WhichOneofReturnType__first_sample | None: ...
 
 Global___Pcm: _TypeAlias = Pcm  # noqa: Y015
 
@@ -657,7 +662,9 @@ class Capacity(_message.Message):
     sessions: _builtins.int
     """Sessions attached."""
     slots: _builtins.int
-    """Sessions that it takes at most, >= 1; fewer when their measured work already fills it."""
+    """Sessions that it takes at most, >= 1; fewer when their measured work already fills it. What a
+    replica keeps free for sessions that come from another replica is not counted.
+    """
     def __init__(
         self,
         *,

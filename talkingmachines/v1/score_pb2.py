@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from talkingmachines.v1 import media_pb2 as talkingmachines_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etalkingmachines/v1/score.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1etalkingmachines/v1/media.proto\"\x1d\n\x1bScoreServiceDescribeRequest\"\x83\x02\n\x1cScoreServiceDescribeResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12\x14\n\x0clatent_shape\x18\x03 \x03(\r\x12\x14\n\x0ctakes_prompt\x18\x04 \x01(\x08\x12\x14\n\x0cmax_speakers\x18\x05 \x01(\r\x12/\n\x04tail\x18\x06 \x01(\x0b\x32!.talkingmachines.v1.LogTailLength\x12.\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity\"=\n\rLogTailLength\x12\x15\n\rlatent_chunks\x18\x01 \x01(\r\x12\x15\n\rspeech_chunks\x18\x02 \x01(\r\"k\n\x10\x43onditionRequest\x12-\n\x05image\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPicture\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x18\n\x10listening_prompt\x18\x03 \x01(\t\"K\n\x11\x43onditionResponse\x12\x36\n\x0c\x63onditioning\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.Conditioning\"\x92\x02\n\x0c\x43onditioning\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12*\n\x06\x61nchor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12(\n\x04text\x18\x04 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12\x32\n\x0elistening_text\x18\x05 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12)\n\x05image\x18\x06 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12)\n\x05\x66\x61\x63\x65s\x18\x07 \x03(\x0b\x32\x1a.talkingmachines.v1.Region\"\xb8\x01\n\x0e\x44\x65noiseRequest\x12\x33\n\x06\x61ttach\x18\x01 \x01(\x0b\x32!.talkingmachines.v1.DenoiseAttachH\x00\x12\x31\n\x05\x63hunk\x18\x02 \x01(\x0b\x32 .talkingmachines.v1.DenoiseChunkH\x00\x12\x33\n\x06rewind\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.DenoiseRewindH\x00\x42\t\n\x07message\"\xbe\x01\n\rDenoiseAttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63onditioning\x18\x02 \x01(\x0b\x32 .talkingmachines.v1.Conditioning\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12)\n\x04tail\x18\x04 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\x12(\n\x05slack\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9d\x01\n\x0c\x44\x65noiseChunk\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\x31\n\x06speech\x18\x03 \x03(\x0b\x32!.talkingmachines.v1.SpeakerSpeech\x12(\n\x05slack\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"H\n\rDenoiseRewind\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12)\n\x04tail\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\xb8\x01\n\x0f\x44\x65noiseResponse\x12\x37\n\x08\x61ttached\x18\x01 \x01(\x0b\x32#.talkingmachines.v1.DenoiseAttachedH\x00\x12.\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LatentsH\x00\x12\x31\n\thand_over\x18\x03 \x01(\x0b\x32\x1c.talkingmachines.v1.HandOverH\x00\x42\t\n\x07message\"\xf1\x01\n\x0f\x44\x65noiseAttached\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12/\n\x04tail\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.LogTailLength\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12.\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity2\xaf\x02\n\x0cScoreService\x12m\n\x08\x44\x65scribe\x12/.talkingmachines.v1.ScoreServiceDescribeRequest\x1a\x30.talkingmachines.v1.ScoreServiceDescribeResponse\x12X\n\tCondition\x12$.talkingmachines.v1.ConditionRequest\x1a%.talkingmachines.v1.ConditionResponse\x12V\n\x07\x44\x65noise\x12\".talkingmachines.v1.DenoiseRequest\x1a#.talkingmachines.v1.DenoiseResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etalkingmachines/v1/score.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1etalkingmachines/v1/media.proto\"\x1d\n\x1bScoreServiceDescribeRequest\"\x94\x02\n\x1cScoreServiceDescribeResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12\x14\n\x0clatent_shape\x18\x03 \x03(\r\x12\x14\n\x0ctakes_prompt\x18\x04 \x01(\x08\x12\x14\n\x0cmax_speakers\x18\x05 \x01(\r\x12/\n\x04tail\x18\x06 \x01(\x0b\x32!.talkingmachines.v1.LogTailLength\x12.\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity\x12\x0f\n\x07replica\x18\x08 \x01(\t\"=\n\rLogTailLength\x12\x15\n\rlatent_chunks\x18\x01 \x01(\r\x12\x15\n\rspeech_chunks\x18\x02 \x01(\r\"k\n\x10\x43onditionRequest\x12-\n\x05image\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPicture\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x18\n\x10listening_prompt\x18\x03 \x01(\t\"K\n\x11\x43onditionResponse\x12\x36\n\x0c\x63onditioning\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.Conditioning\"\x92\x02\n\x0c\x43onditioning\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12*\n\x06\x61nchor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12(\n\x04text\x18\x04 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12\x32\n\x0elistening_text\x18\x05 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12)\n\x05image\x18\x06 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12)\n\x05\x66\x61\x63\x65s\x18\x07 \x03(\x0b\x32\x1a.talkingmachines.v1.Region\"\xb8\x01\n\x0e\x44\x65noiseRequest\x12\x33\n\x06\x61ttach\x18\x01 \x01(\x0b\x32!.talkingmachines.v1.DenoiseAttachH\x00\x12\x31\n\x05\x63hunk\x18\x02 \x01(\x0b\x32 .talkingmachines.v1.DenoiseChunkH\x00\x12\x33\n\x06rewind\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.DenoiseRewindH\x00\x42\t\n\x07message\"\xbe\x01\n\rDenoiseAttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63onditioning\x18\x02 \x01(\x0b\x32 .talkingmachines.v1.Conditioning\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12)\n\x04tail\x18\x04 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\x12(\n\x05slack\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9d\x01\n\x0c\x44\x65noiseChunk\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\r\n\x05\x63hunk\x18\x02 \x01(\x04\x12\x31\n\x06speech\x18\x03 \x03(\x0b\x32!.talkingmachines.v1.SpeakerSpeech\x12(\n\x05slack\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"H\n\rDenoiseRewind\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12)\n\x04tail\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\xb8\x01\n\x0f\x44\x65noiseResponse\x12\x37\n\x08\x61ttached\x18\x01 \x01(\x0b\x32#.talkingmachines.v1.DenoiseAttachedH\x00\x12.\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LatentsH\x00\x12\x31\n\thand_over\x18\x03 \x01(\x0b\x32\x1c.talkingmachines.v1.HandOverH\x00\x42\t\n\x07message\"\xf1\x01\n\x0f\x44\x65noiseAttached\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12/\n\x04tail\x18\x03 \x01(\x0b\x32!.talkingmachines.v1.LogTailLength\x12*\n\x07max_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12.\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity2\xaf\x02\n\x0cScoreService\x12m\n\x08\x44\x65scribe\x12/.talkingmachines.v1.ScoreServiceDescribeRequest\x1a\x30.talkingmachines.v1.ScoreServiceDescribeResponse\x12X\n\tCondition\x12$.talkingmachines.v1.ConditionRequest\x1a%.talkingmachines.v1.ConditionResponse\x12V\n\x07\x44\x65noise\x12\".talkingmachines.v1.DenoiseRequest\x1a#.talkingmachines.v1.DenoiseResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORESERVICEDESCRIBEREQUEST']._serialized_start=118
   _globals['_SCORESERVICEDESCRIBEREQUEST']._serialized_end=147
   _globals['_SCORESERVICEDESCRIBERESPONSE']._serialized_start=150
-  _globals['_SCORESERVICEDESCRIBERESPONSE']._serialized_end=409
-  _globals['_LOGTAILLENGTH']._serialized_start=411
-  _globals['_LOGTAILLENGTH']._serialized_end=472
-  _globals['_CONDITIONREQUEST']._serialized_start=474
-  _globals['_CONDITIONREQUEST']._serialized_end=581
-  _globals['_CONDITIONRESPONSE']._serialized_start=583
-  _globals['_CONDITIONRESPONSE']._serialized_end=658
-  _globals['_CONDITIONING']._serialized_start=661
-  _globals['_CONDITIONING']._serialized_end=935
-  _globals['_DENOISEREQUEST']._serialized_start=938
-  _globals['_DENOISEREQUEST']._serialized_end=1122
-  _globals['_DENOISEATTACH']._serialized_start=1125
-  _globals['_DENOISEATTACH']._serialized_end=1315
-  _globals['_DENOISECHUNK']._serialized_start=1318
-  _globals['_DENOISECHUNK']._serialized_end=1475
-  _globals['_DENOISEREWIND']._serialized_start=1477
-  _globals['_DENOISEREWIND']._serialized_end=1549
-  _globals['_DENOISERESPONSE']._serialized_start=1552
-  _globals['_DENOISERESPONSE']._serialized_end=1736
-  _globals['_DENOISEATTACHED']._serialized_start=1739
-  _globals['_DENOISEATTACHED']._serialized_end=1980
-  _globals['_SCORESERVICE']._serialized_start=1983
-  _globals['_SCORESERVICE']._serialized_end=2286
+  _globals['_SCORESERVICEDESCRIBERESPONSE']._serialized_end=426
+  _globals['_LOGTAILLENGTH']._serialized_start=428
+  _globals['_LOGTAILLENGTH']._serialized_end=489
+  _globals['_CONDITIONREQUEST']._serialized_start=491
+  _globals['_CONDITIONREQUEST']._serialized_end=598
+  _globals['_CONDITIONRESPONSE']._serialized_start=600
+  _globals['_CONDITIONRESPONSE']._serialized_end=675
+  _globals['_CONDITIONING']._serialized_start=678
+  _globals['_CONDITIONING']._serialized_end=952
+  _globals['_DENOISEREQUEST']._serialized_start=955
+  _globals['_DENOISEREQUEST']._serialized_end=1139
+  _globals['_DENOISEATTACH']._serialized_start=1142
+  _globals['_DENOISEATTACH']._serialized_end=1332
+  _globals['_DENOISECHUNK']._serialized_start=1335
+  _globals['_DENOISECHUNK']._serialized_end=1492
+  _globals['_DENOISEREWIND']._serialized_start=1494
+  _globals['_DENOISEREWIND']._serialized_end=1566
+  _globals['_DENOISERESPONSE']._serialized_start=1569
+  _globals['_DENOISERESPONSE']._serialized_end=1753
+  _globals['_DENOISEATTACHED']._serialized_start=1756
+  _globals['_DENOISEATTACHED']._serialized_end=1997
+  _globals['_SCORESERVICE']._serialized_start=2000
+  _globals['_SCORESERVICE']._serialized_end=2303
 # @@protoc_insertion_point(module_scope)

@@ -54,14 +54,18 @@ class ScoreServiceDescribeResponse(_message.Message):
     MAX_SPEAKERS_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
-    """Names the weights and their configuration (a content digest): conditioning made under another
-    one must be made again.
+    """Names the weights, their configuration and the precision they are computed in (a content
+    digest): replicas of one name draw the same. Conditioning made under another must be made
+    again, and a session never goes on at a replica of another.
     """
     takes_prompt: _builtins.bool
     """Whether the checkpoint takes prompts."""
     max_speakers: _builtins.int
     """Speakers that one picture may have, >= 1."""
+    replica: _builtins.str
+    """Which replica answers, as in DenoiseAttached: tells the gateway of replicas without sessions."""
     @_builtins.property
     def spec(self) -> _media_pb2.StreamSpec:
         """Geometry of every stream of this checkpoint."""
@@ -88,10 +92,11 @@ class ScoreServiceDescribeResponse(_message.Message):
         max_speakers: _builtins.int = ...,
         tail: Global___LogTailLength | None = ...,
         capacity: _media_pb2.Capacity | None = ...,
+        replica: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "spec", b"spec", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "latent_shape", b"latent_shape", "max_speakers", b"max_speakers", "spec", b"spec", "tail", b"tail", "takes_prompt", b"takes_prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "latent_shape", b"latent_shape", "max_speakers", b"max_speakers", "replica", b"replica", "spec", b"spec", "tail", b"tail", "takes_prompt", b"takes_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,7 +460,7 @@ class DenoiseAttached(_message.Message):
     checkpoint: _builtins.str
     """As in ScoreServiceDescribeResponse."""
     replica: _builtins.str
-    """Which replica this is, for logs."""
+    """Which replica this is, unlike any other: for logs, and for counting the fleet's capacity."""
     @_builtins.property
     def spec(self) -> _media_pb2.StreamSpec:
         """Geometry of the stream."""

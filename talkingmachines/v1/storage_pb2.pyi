@@ -6,8 +6,9 @@ else reads or writes it.
 
 `tm:avatars:{TENANT}` is a hash of AvatarRecord by avatar id; `tm:avatars:{TENANT}:names` orders
 them by name.
-`tm:session:{ID}` is a hash: owner, epoch and token_digest guard every write; `record` holds a
-SessionRecord. `tm:session:{ID}:log` is a list of LogEntry, oldest first, without a gap.
+`tm:session:{ID}` is a hash: owner, epoch, token and token_before (digests of the newest resume
+token, and of the one before it while that may still be needed) guard every write; `record` holds
+a SessionRecord. `tm:session:{ID}:log` is a list of LogEntry, oldest first, without a gap.
 """
 
 from collections import abc as _abc
@@ -63,7 +64,7 @@ class SessionRecord(_message.Message):
 
     @_builtins.property
     def persona(self) -> _avatar_pb2.Persona:
-        """CONVERSE: what was laid over the character's persona."""
+        """CONVERSE: the character's persona with the session's own laid over it."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from talkingmachines.v1 import media_pb2 as talkingmachines_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctalkingmachines/v1/vae.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1etalkingmachines/v1/media.proto\":\n\x19VaeServiceDescribeRequest\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xd9\x01\n\x1aVaeServiceDescribeResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x17\n\x0flatent_channels\x18\x02 \x01(\r\x12\x16\n\x0espatial_stride\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_latent\x18\x04 \x01(\r\x12\x14\n\x0ctail_latents\x18\x05 \x01(\r\x12\x15\n\rsession_bytes\x18\x06 \x01(\x04\x12.\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity\">\n\rEncodeRequest\x12-\n\x05image\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPicture\"P\n\x0e\x45ncodeResponse\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"\xa5\x02\n\rDecodeRequest\x12\x32\n\x06\x61ttach\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.DecodeAttachH\x00\x12\x30\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1f.talkingmachines.v1.DecodeChunkH\x00\x12\x32\n\x06rewind\x18\x03 \x01(\x0b\x32 .talkingmachines.v1.DecodeRewindH\x00\x12\x35\n\x08settings\x18\x04 \x01(\x0b\x32!.talkingmachines.v1.VideoSettingsH\x00\x12\x38\n\tkey_frame\x18\x05 \x01(\x0b\x32#.talkingmachines.v1.KeyFrameRequestH\x00\x42\t\n\x07message\"\xd7\x01\n\x0c\x44\x65\x63odeAttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12*\n\x06\x61nchor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12.\n\x05video\x18\x04 \x01(\x0b\x32\x1f.talkingmachines.v1.VideoFormat\x12)\n\x04tail\x18\x05 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\x8f\x01\n\x0b\x44\x65\x63odeChunk\x12,\n\x07latents\x18\x01 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12(\n\x05slack\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bskip_frames\x18\x03 \x01(\r\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"G\n\x0c\x44\x65\x63odeRewind\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12)\n\x04tail\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\xb7\x01\n\x0e\x44\x65\x63odeResponse\x12\x36\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\".talkingmachines.v1.DecodeAttachedH\x00\x12/\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.VideoFrameH\x00\x12\x31\n\thand_over\x18\x03 \x01(\x0b\x32\x1c.talkingmachines.v1.HandOverH\x00\x42\t\n\x07message\"\xd7\x01\n\x0e\x44\x65\x63odeAttached\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x14\n\x0ctail_latents\x18\x02 \x01(\r\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12.\n\x05video\x18\x05 \x01(\x0b\x32\x1f.talkingmachines.v1.VideoFormat\x12.\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity2\x9d\x02\n\nVaeService\x12i\n\x08\x44\x65scribe\x12-.talkingmachines.v1.VaeServiceDescribeRequest\x1a..talkingmachines.v1.VaeServiceDescribeResponse\x12O\n\x06\x45ncode\x12!.talkingmachines.v1.EncodeRequest\x1a\".talkingmachines.v1.EncodeResponse\x12S\n\x06\x44\x65\x63ode\x12!.talkingmachines.v1.DecodeRequest\x1a\".talkingmachines.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctalkingmachines/v1/vae.proto\x12\x12talkingmachines.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1etalkingmachines/v1/media.proto\":\n\x19VaeServiceDescribeRequest\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"\xea\x01\n\x1aVaeServiceDescribeResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x17\n\x0flatent_channels\x18\x02 \x01(\r\x12\x16\n\x0espatial_stride\x18\x03 \x01(\r\x12\x19\n\x11\x66rames_per_latent\x18\x04 \x01(\r\x12\x14\n\x0ctail_latents\x18\x05 \x01(\r\x12\x15\n\rsession_bytes\x18\x06 \x01(\x04\x12.\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity\x12\x0f\n\x07replica\x18\x08 \x01(\t\">\n\rEncodeRequest\x12-\n\x05image\x18\x01 \x01(\x0b\x32\x1e.talkingmachines.v1.RawPicture\"P\n\x0e\x45ncodeResponse\x12*\n\x06\x61nchor\x18\x01 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"\xa5\x02\n\rDecodeRequest\x12\x32\n\x06\x61ttach\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.DecodeAttachH\x00\x12\x30\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1f.talkingmachines.v1.DecodeChunkH\x00\x12\x32\n\x06rewind\x18\x03 \x01(\x0b\x32 .talkingmachines.v1.DecodeRewindH\x00\x12\x35\n\x08settings\x18\x04 \x01(\x0b\x32!.talkingmachines.v1.VideoSettingsH\x00\x12\x38\n\tkey_frame\x18\x05 \x01(\x0b\x32#.talkingmachines.v1.KeyFrameRequestH\x00\x42\t\n\x07message\"\xd7\x01\n\x0c\x44\x65\x63odeAttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12*\n\x06\x61nchor\x18\x03 \x01(\x0b\x32\x1a.talkingmachines.v1.Tensor\x12.\n\x05video\x18\x04 \x01(\x0b\x32\x1f.talkingmachines.v1.VideoFormat\x12)\n\x04tail\x18\x05 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\x8f\x01\n\x0b\x44\x65\x63odeChunk\x12,\n\x07latents\x18\x01 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12(\n\x05slack\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bskip_frames\x18\x03 \x01(\r\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"G\n\x0c\x44\x65\x63odeRewind\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12)\n\x04tail\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.LogTail\"\xb7\x01\n\x0e\x44\x65\x63odeResponse\x12\x36\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\".talkingmachines.v1.DecodeAttachedH\x00\x12/\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.VideoFrameH\x00\x12\x31\n\thand_over\x18\x03 \x01(\x0b\x32\x1c.talkingmachines.v1.HandOverH\x00\x42\t\n\x07message\"\xd7\x01\n\x0e\x44\x65\x63odeAttached\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x14\n\x0ctail_latents\x18\x02 \x01(\r\x12*\n\x07max_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12.\n\x05video\x18\x05 \x01(\x0b\x32\x1f.talkingmachines.v1.VideoFormat\x12.\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1c.talkingmachines.v1.Capacity2\x9d\x02\n\nVaeService\x12i\n\x08\x44\x65scribe\x12-.talkingmachines.v1.VaeServiceDescribeRequest\x1a..talkingmachines.v1.VaeServiceDescribeResponse\x12O\n\x06\x45ncode\x12!.talkingmachines.v1.EncodeRequest\x1a\".talkingmachines.v1.EncodeResponse\x12S\n\x06\x44\x65\x63ode\x12!.talkingmachines.v1.DecodeRequest\x1a\".talkingmachines.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VAESERVICEDESCRIBEREQUEST']._serialized_start=116
   _globals['_VAESERVICEDESCRIBEREQUEST']._serialized_end=174
   _globals['_VAESERVICEDESCRIBERESPONSE']._serialized_start=177
-  _globals['_VAESERVICEDESCRIBERESPONSE']._serialized_end=394
-  _globals['_ENCODEREQUEST']._serialized_start=396
-  _globals['_ENCODEREQUEST']._serialized_end=458
-  _globals['_ENCODERESPONSE']._serialized_start=460
-  _globals['_ENCODERESPONSE']._serialized_end=540
-  _globals['_DECODEREQUEST']._serialized_start=543
-  _globals['_DECODEREQUEST']._serialized_end=836
-  _globals['_DECODEATTACH']._serialized_start=839
-  _globals['_DECODEATTACH']._serialized_end=1054
-  _globals['_DECODECHUNK']._serialized_start=1057
-  _globals['_DECODECHUNK']._serialized_end=1200
-  _globals['_DECODEREWIND']._serialized_start=1202
-  _globals['_DECODEREWIND']._serialized_end=1273
-  _globals['_DECODERESPONSE']._serialized_start=1276
-  _globals['_DECODERESPONSE']._serialized_end=1459
-  _globals['_DECODEATTACHED']._serialized_start=1462
-  _globals['_DECODEATTACHED']._serialized_end=1677
-  _globals['_VAESERVICE']._serialized_start=1680
-  _globals['_VAESERVICE']._serialized_end=1965
+  _globals['_VAESERVICEDESCRIBERESPONSE']._serialized_end=411
+  _globals['_ENCODEREQUEST']._serialized_start=413
+  _globals['_ENCODEREQUEST']._serialized_end=475
+  _globals['_ENCODERESPONSE']._serialized_start=477
+  _globals['_ENCODERESPONSE']._serialized_end=557
+  _globals['_DECODEREQUEST']._serialized_start=560
+  _globals['_DECODEREQUEST']._serialized_end=853
+  _globals['_DECODEATTACH']._serialized_start=856
+  _globals['_DECODEATTACH']._serialized_end=1071
+  _globals['_DECODECHUNK']._serialized_start=1074
+  _globals['_DECODECHUNK']._serialized_end=1217
+  _globals['_DECODEREWIND']._serialized_start=1219
+  _globals['_DECODEREWIND']._serialized_end=1290
+  _globals['_DECODERESPONSE']._serialized_start=1293
+  _globals['_DECODERESPONSE']._serialized_end=1476
+  _globals['_DECODEATTACHED']._serialized_start=1479
+  _globals['_DECODEATTACHED']._serialized_end=1694
+  _globals['_VAESERVICE']._serialized_start=1697
+  _globals['_VAESERVICE']._serialized_end=1982
 # @@protoc_insertion_point(module_scope)

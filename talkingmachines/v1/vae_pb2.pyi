@@ -63,8 +63,11 @@ class VaeServiceDescribeResponse(_message.Message):
     TAIL_LATENTS_FIELD_NUMBER: _builtins.int
     SESSION_BYTES_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
-    """Names the weights and their configuration (a content digest)."""
+    """Names the weights, their configuration and the precision they are computed in (a content
+    digest): replicas of one name decode the same.
+    """
     latent_channels: _builtins.int
     """Channels of a latent, >= 1."""
     spatial_stride: _builtins.int
@@ -75,6 +78,8 @@ class VaeServiceDescribeResponse(_message.Message):
     """Latent frames of tail after which a rebuilt decoder goes on as if it had never moved."""
     session_bytes: _builtins.int
     """Device memory that one session of the asked size takes, in bytes; 0 when no size was asked."""
+    replica: _builtins.str
+    """Which replica answers, as in DecodeAttached: tells the gateway of replicas without sessions."""
     @_builtins.property
     def capacity(self) -> _media_pb2.Capacity:
         """How full the replica that answers is."""
@@ -89,10 +94,11 @@ class VaeServiceDescribeResponse(_message.Message):
         tail_latents: _builtins.int = ...,
         session_bytes: _builtins.int = ...,
         capacity: _media_pb2.Capacity | None = ...,
+        replica: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "frames_per_latent", b"frames_per_latent", "latent_channels", b"latent_channels", "session_bytes", b"session_bytes", "spatial_stride", b"spatial_stride", "tail_latents", b"tail_latents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "checkpoint", b"checkpoint", "frames_per_latent", b"frames_per_latent", "latent_channels", b"latent_channels", "replica", b"replica", "session_bytes", b"session_bytes", "spatial_stride", b"spatial_stride", "tail_latents", b"tail_latents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,7 +383,7 @@ class DecodeAttached(_message.Message):
     tail_latents: _builtins.int
     """As in VaeServiceDescribeResponse."""
     replica: _builtins.str
-    """Which replica this is, for logs."""
+    """Which replica this is, unlike any other: for logs, and for counting the fleet's capacity."""
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
         """When this replica will ask for a hand-over, from sending on; includes its jitter."""

@@ -220,6 +220,10 @@ class _Session:
             for part in item["content"]:
                 if part["type"] != kinds[item["role"]]:
                     raise Refused("invalid_value", f"{item['role']} cannot say {part['type']}")
+        if item["type"] == "function_call_output":
+            calls = [it for it in self.items.values() if it["type"] == "function_call"]
+            if all(item["call_id"] != call["call_id"] for call in calls):
+                raise Refused("invalid_tool_call_id", "no such call in the conversation")
         await self._keep(dict(item))
 
     async def _keep(self, item: dict[str, Any]) -> dict[str, Any]:

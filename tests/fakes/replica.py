@@ -23,19 +23,25 @@ T = TypeVar("T")
 class Replica:
     """Control of a fake engine, and what it counted."""
 
+    name: str = "fake"
     slots: int = 1_000
     max_age: float | None = None  # seconds until it asks to be left
     time_left: float = 5.0  # that it then grants
     work_seconds: float = 0.0  # per chunk
     refusal: TalkingMachinesError | None = None  # what attaching is answered with
     attached: int = 0  # attachments ever made
+    refused: int = 0  # for want of a slot
     chunks: int = 0  # ever computed
-    authorization: str = ""  # that the last attachment came with
+    metadata: dict[str, str] = field(default_factory=dict)  # that the last attachment came with
     _running: set[Attachment[Any]] = field(default_factory=set)
 
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def capacity(self) -> media_pb2.Capacity:
+        return media_pb2.Capacity(sessions=self.running, slots=self.slots)
 
     def kill(self, error: TalkingMachinesError | None = None) -> None:
         """End every attachment, as a killed process would."""
@@ -49,9 +55,9 @@ class Replica:
             attachment.order(reason, time_left)
 
     def called_with(self, context: Any) -> None:
-        """Note the credentials of a call; `context` is None within the process."""
+        """Note the metadata of a call; `context` is None within the process."""
         if context is not None:
-            self.authorization = dict(context.invocation_metadata()).get("authorization", "")
+            self.metadata = dict(context.invocation_metadata())
 
     def attachment(self, requests: AsyncIterator[Q]) -> Attachment[Q]:
         return Attachment(self, requests)
@@ -70,6 +76,7 @@ class Attachment(Generic[Q]):
         if self._replica.refusal is not None:
             raise self._replica.refusal
         if self._replica.running >= self._replica.slots:
+            self._replica.refused += 1
             raise NoCapacity("an attachment", retry_after=0.1)
         self._replica.attached += 1
         self._replica._running.add(self)

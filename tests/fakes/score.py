@@ -44,6 +44,7 @@ class FakeScore(ScoreServiceServicer):
         self.max_speakers = max_speakers
         self.replica = Replica()
         self.slacks: list[float] = []
+        self.traces: list[str] = []
 
     async def Describe(
         self, request: score_pb2.ScoreServiceDescribeRequest, context: Any
@@ -55,6 +56,8 @@ class FakeScore(ScoreServiceServicer):
             takes_prompt=self.takes_prompt,
             max_speakers=self.max_speakers,
             tail=self.tail,
+            capacity=self.replica.capacity,
+            replica=self.replica.name,
         )
 
     async def Condition(
@@ -87,11 +90,13 @@ class FakeScore(ScoreServiceServicer):
                             checkpoint=CHECKPOINT,
                             tail=self.tail,
                             max_age=duration.to_proto(self.replica.max_age or 0),
-                            replica="fake",
+                            replica=self.replica.name,
+                            capacity=self.replica.capacity,
                         )
                         yield score_pb2.DenoiseResponse(attached=attached)
                     case "chunk" if session is not None:
                         self.slacks.append(duration.from_proto(event.chunk.slack))
+                        self.traces.append(event.chunk.traceparent)
                         await attachment.work()
                         latents = session.draw(event.chunk)
                         yield score_pb2.DenoiseResponse(latents=latents.to_proto())

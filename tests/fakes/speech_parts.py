@@ -17,7 +17,7 @@ import numpy as np
 from services.llm_bridge.local.dialogue import LocalDialogue, Parts
 from services.llm_bridge.local.writer import Writer
 from services.llm_bridge.persona import Persona
-from services.llm_bridge.speech_model import Cue, Dialogue, Line, Party
+from services.llm_bridge.speech_model import Cue, Dialogue, Line, Party, Past
 from services.runtime.metrics import BridgeMetrics
 
 RATE = 24_000
@@ -92,7 +92,7 @@ class Model:
     sample_rate: int = RATE
 
     @asynccontextmanager
-    async def dialogue(self, persona: Persona, history: Sequence[Line]) -> AsyncIterator[Dialogue]:
+    async def dialogue(self, persona: Persona, history: Sequence[Past]) -> AsyncIterator[Dialogue]:
         parts = Parts(judge, self.recogniser, self.writer, Voice(), self.metrics)
         dialogue = LocalDialogue(persona, history, parts)
         try:

@@ -61,6 +61,7 @@ class FakeVae(VaeServiceServicer):
         self.replica = Replica()
         self.encoders = count()
         self.quality: list[int] = []
+        self.traces: list[str] = []
 
     async def Describe(
         self, request: vae_pb2.VaeServiceDescribeRequest, context: Any
@@ -71,6 +72,8 @@ class FakeVae(VaeServiceServicer):
             spatial_stride=8,
             frames_per_latent=self.frames_per_latent,
             tail_latents=self.tail_latents,
+            capacity=self.replica.capacity,
+            replica=self.replica.name,
         )
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:
@@ -97,11 +100,13 @@ class FakeVae(VaeServiceServicer):
                             checkpoint=self.checkpoint,
                             tail_latents=self.tail_latents,
                             max_age=duration.to_proto(self.replica.max_age or 0),
-                            replica="fake",
+                            replica=self.replica.name,
+                            capacity=self.replica.capacity,
                             video=event.attach.video,
                         )
                         yield vae_pb2.DecodeResponse(attached=attached)
                     case "chunk" if session is not None:
+                        self.traces.append(event.chunk.traceparent)
                         await attachment.work()
                         for frame in session.decode(event.chunk):
                             yield vae_pb2.DecodeResponse(frame=frame.to_proto())

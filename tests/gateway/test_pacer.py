@@ -13,7 +13,10 @@ from services.gateway.chunk import Rewind
 from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
 from services.gateway.pacer import Lead, Pacer, Position
+from services.gateway.spans import Spans
 from services.runtime.metrics import GatewayMetrics
+from services.runtime.settings import Telemetry
+from services.runtime.tracing import Tracing
 from talkingmachines.media import Latents, Pcm, Tensor
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFrame
 from tests.gateway.stage import SPEC
@@ -56,6 +59,7 @@ class Hand:
             lead=Lead(),
             keep=2,
             metrics=GatewayMetrics(CollectorRegistry()),
+            spans=Spans(Tracing("gateway", Telemetry())),
             start=Position(0, 0),
             opened_at=0.0,
         )

@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from services.gateway.attachment import Patience
+from services.gateway.attaching import Patience
 from services.gateway.limits import SessionLimits
 from services.gateway.outbox import Room
 from services.gateway.pacer import Lead, Position
 from talkingmachines.errors import (
     BadInput,
     EngineFailure,
+    Fenced,
+    Internal,
+    NoCapacity,
+    NotFound,
     QuotaExceeded,
+    TalkingMachinesError,
     TimedOut,
     Unavailable,
 )
@@ -98,15 +103,42 @@ def test_hand_overs_every_few_chunks_change_nothing(engine: str, max_age: float)
 
 
 @pytest.mark.parametrize("engine", ["score", "vae"])
-@pytest.mark.parametrize("every", [0.12, 0.31, 0.5])
-def test_killing_replicas_changes_nothing_in_the_media(engine: str, every: float) -> None:
+@pytest.mark.parametrize(
+    ("every", "error"),
+    [
+        (0.12, Unavailable("CANCELLED, or no connection", retry_after=1)),
+        (0.31, Internal("INTERNAL: the actor died")),  # as Ray Serve says it
+        (0.5, NotFound("application", "not known to the ingress yet")),
+        (0.5, NoCapacity("a stream", retry_after=1)),
+        (0.5, Fenced("ABORTED")),
+        (0.5, TimedOut("the call", limit=0)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_killing_replicas_changes_nothing_in_the_media(
+    engine: str, every: float, error: TalkingMachinesError
+) -> None:
     async def kill(on: Stage) -> None:
         replica = on.score.replica if engine == "score" else on.vae.replica
         for _ in range(int(4 / every)):
             await asyncio.sleep(every)
-            replica.kill()
+            replica.kill(error)
 
     client = drive(meanwhile=kill)
+    assert client.pictures == UNDISTURBED.pictures
+    assert client.sound == UNDISTURBED.sound
+
+
+def test_a_session_never_goes_on_with_another_checkpoint() -> None:
+    async def upgrade(on: Stage) -> None:
+        await on.client.has(20)
+        on.vae.checkpoint = "fake-vae-2"
+        on.vae.replica.kill()
+        await asyncio.sleep(1)
+        assert on.parts.vae.rebuilds == 0
+        on.vae.checkpoint = "fake-vae-1"
+
+    client = drive(meanwhile=upgrade)
     assert client.pictures == UNDISTURBED.pictures
     assert client.sound == UNDISTURBED.sound
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from services.llm_bridge.conversation import Conversation
 from services.llm_bridge.persona import Manners, Patience, Persona
-from services.llm_bridge.speech_model import Line, SpeechModel
+from services.llm_bridge.speech_model import Past, SpeechModel
 from services.runtime.metrics import BridgeMetrics
 from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
 
@@ -123,7 +123,7 @@ async def conversation(
     make: Callable[[BridgeMetrics], Any],
     who: Persona,
     *,
-    history: Sequence[Line] = (),
+    history: Sequence[Past] = (),
     next_turn: int = 1,
 ) -> AsyncIterator[Call]:
     """A conversation within the process; leaving hangs up and raises what it ended with.

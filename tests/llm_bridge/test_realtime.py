@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from services.llm_bridge.persona import Persona, Tool
 from services.llm_bridge.realtime.model import realtime_model
 from services.llm_bridge.settings import Realtime
-from services.llm_bridge.speech_model import Line, Party
+from services.llm_bridge.speech_model import Asked, Line, Party, Past, Told
 from talkingmachines.v1 import avatar_pb2
 from tests.fakes.realtime_server import RATE, RealtimeServer, Script, realtime_server
 from tests.llm_bridge.call import Call, conversation, persona, silence, voice
@@ -31,7 +31,7 @@ async def talk(
     server: RealtimeServer,
     who: Persona | None = None,
     *,
-    history: tuple[Line, ...] = (),
+    history: tuple[Past, ...] = (),
     **settings: Any,
 ) -> AsyncIterator[Call]:
     settings.setdefault("key", SecretStr("secret"))
@@ -172,6 +172,38 @@ async def test_tools_are_passed_through_both_ways() -> None:
     assert (asked.name, asked.arguments_json, asked.turn) == ("weather", '{"city": "Rome"}', 1)
     assert [(it["call_id"], it["output"]) for it in outputs] == [
         (asked.call_id, '{"sky": "clear"}')
+    ]
+
+
+async def test_a_new_connection_knows_what_was_called_and_what_came_of_it() -> None:
+    """Also of calls that another bridge passed on, and whose result comes here."""
+    past = (
+        Line(Party.USER, "How is it outside?"),
+        Asked("a", "weather", "{}"),
+        Told("lost", "1"),  # its call is no longer remembered
+        Told("a", '"rain"'),
+        Asked("b", "clock", "{}"),
+    )
+    async with realtime_server() as server:
+        async with talk(server, history=past) as call:
+            await server.until(lambda: server.sessions and len(server.session.items) == 4)
+            for call_id in ("b", "b", "nonsense"):
+                result = avatar_pb2.ToolResult(call_id=call_id, result_json='"noon"')
+                call.send(tool_result=result)
+            await server.until(lambda: len(server.session.items) == 5)
+            await server.drop()
+            await server.until(lambda: len(server.sessions) == 2 and len(server.session.items) == 5)
+        told = [
+            (it["type"], it.get("call_id"), it.get("output"))
+            for it in server.session.items.values()
+        ]
+        assert server.errors == []
+    assert told == [
+        ("message", None, None),
+        ("function_call", "a", None),
+        ("function_call_output", "a", '"rain"'),
+        ("function_call", "b", None),
+        ("function_call_output", "b", '"noon"'),
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
@@ -322,3 +323,12 @@ async def test_bytes_that_do_not_parse_are_bad_input() -> None:
         await call.write(b"\xff\xff\xff")
         with pytest.raises(BadInput, match="3 bytes that do not parse"):
             await call.read()
+
+
+async def test_replicas_that_share_a_machine_take_one_metrics_port_each() -> None:
+    registry = CollectorRegistry()
+    async with HttpEndpoint(Endpoint(), registry=registry, checks={}) as first:
+        # The free port after a taken one is near; nobody can promise that it is the next.
+        endpoint = Endpoint(port=first.port, ports=50)
+        async with HttpEndpoint(endpoint, registry=registry, checks={}) as second:
+            assert first.port < second.port < first.port + 50

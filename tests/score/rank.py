@@ -18,12 +18,12 @@ from services.score.parallel import Leader, Ranks, follow, share_attention
 from services.score.worker import Worker
 from tests.score import calls, small
 from tests.score.calls import Call
-from tests.score.test_parallel import TIMEOUT, script
+from tests.score.test_parallel import LOST, PATIENCE, script
 
 
 def main(task: str, out: Path) -> None:
     dist.init_process_group("gloo")
-    team = Ranks.gather(timeout=TIMEOUT)
+    team = Ranks.gather(timeout=LOST if task == "lose" else PATIENCE)
     config = small.config()
     model = small.model(config)
     share_attention(model, sdpa, team)
@@ -42,13 +42,12 @@ def main(task: str, out: Path) -> None:
 
 
 def lose(engine: Engine, out: Path) -> NoReturn:
-    """Draw until the other rank is struck, then say how long it took to notice."""
+    """Draw; when told that the other rank is struck, say how long it takes to notice."""
     call = Call(engine.config)
     call.open(engine)
     call.draw(engine)
-    (out / "ready").touch()
-    while not (out / "struck").exists():
-        os.sched_yield()
+    print("ready", flush=True)
+    assert sys.stdin.readline() == "struck\n"
     began = time.monotonic()
     engine.submit(call.name, call.next())
     outcomes = [*engine.step(), *engine.settle()]
@@ -56,7 +55,7 @@ def lose(engine: Engine, out: Path) -> NoReturn:
     ended = [
         f"{one.session} {type(one.error).__name__}" for one in outcomes if isinstance(one, Ended)
     ]
-    (out / "verdict").write_text("\n".join([str(seconds), *ended, str(engine.health(limit=60))]))
+    out.write_text("\n".join([str(seconds), *ended, str(engine.health(limit=60))]))
     os._exit(0)  # the group is broken; an orderly end would wait for the lost rank
 
 

@@ -48,9 +48,11 @@ class Ledger:
     def __init__(self, nbytes: int = 10) -> None:
         self.held: list[str] = []
         self.nbytes = nbytes
+        self.added = 0
 
     def add(self, avatar: Avatar) -> int:
         self.held.append(avatar.digest)
+        self.added += 1
         return self.nbytes
 
     def drop(self, digest: str) -> None:
@@ -91,6 +93,45 @@ def test_those_in_use_never_leave() -> None:
     assert ledger.held == ["b", "c"]
 
 
+def test_nobody_leaves_for_one_that_is_refused() -> None:
+    ledger = Ledger()
+    shelf = AvatarShelf(budget=25, add=ledger.add, drop=ledger.drop)
+    shelf.take(named("used"))
+    shelf.take(named("kept"))
+    shelf.give_back("kept")
+    ledger.nbytes = 16
+    two_prompts = replace(named("big"), listening_text=torch.zeros(1))
+    for _ in range(2):
+        with pytest.raises(NoCapacity):
+            shelf.take(two_prompts)
+    assert ledger.held == ["used", "kept"]
+    assert ledger.added == 3, "once its size is known, it is refused without being computed"
+    shelf.give_back("used")
+    shelf.take(two_prompts)
+    assert ledger.held == ["big"]
+
+
+def test_one_that_can_never_fit_is_not_told_to_come_again() -> None:
+    ledger = Ledger(nbytes=30)
+    shelf = AvatarShelf(budget=25, add=ledger.add, drop=ledger.drop)
+    for _ in range(2):
+        with pytest.raises(BadInput, match="avatar: expected at most 25 bytes"):
+            shelf.take(named("a"))
+    assert ledger.held == []
+    assert ledger.added == 1
+
+
+def test_what_is_kept_under_a_digest_is_compared_whole() -> None:
+    ledger = Ledger()
+    shelf = AvatarShelf(budget=25, add=ledger.add, drop=ledger.drop)
+    shelf.take(named("a"))
+    with pytest.raises(BadInput, match=r"avatar\.digest"):
+        shelf.take(replace(named("a"), anchor=torch.ones(1)))
+    shelf.give_back("a")
+    with pytest.raises(BadInput, match=r"avatar\.digest"):
+        shelf.take(replace(named("a"), faces=(Rectangle(0, 0, 1, 1),)))
+
+
 def test_sessions_of_one_avatar_share_its_caches() -> None:
     config = small.config()
     engine = calls.engine(config)
@@ -104,7 +145,7 @@ def test_sessions_of_one_avatar_share_its_caches() -> None:
 def test_an_avatar_that_left_comes_back_the_same() -> None:
     config = small.config()
     engine = calls.engine(config, limits=Limits(avatar_bytes=1))
-    with pytest.raises(NoCapacity):
+    with pytest.raises(BadInput, match="at most 1 bytes"):
         Call(config).open(engine)
     engine = calls.engine(config)
     one = engine.stats().avatars.nbytes
@@ -127,7 +168,11 @@ def test_an_avatar_that_left_comes_back_the_same() -> None:
 GOOD = calls.avatar(small.config())
 WRONG: dict[str, dict[str, Any]] = {
     r"avatar\.anchor": {"anchor": torch.zeros(4, 3, 8, 4)},
-    r"avatar\.anchor: .*finite": {"anchor": torch.full_like(GOOD.anchor, torch.inf)},
+    r"avatar\.anchor: .*65504, got": {"anchor": torch.full_like(GOOD.anchor, torch.inf)},
+    r"avatar\.anchor: .*beyond 65504": {"anchor": torch.full_like(GOOD.anchor, 3e38)},
+    r"avatar\.anchor: .*real": {"anchor": GOOD.anchor.to(torch.complex64)},
+    r"avatar\.text: .*beyond 65504": {"text": torch.full((2, 12), 1e5)},
+    r"avatar\.clip: .*beyond 65504": {"clip": torch.full((5, 10), -1e300, dtype=torch.float64)},
     r"avatar\.faces: .*none": {"faces": ()},
     r"avatar\.faces\[0\]": {"faces": (Rectangle(0.5, 0, 0.5, 1),)},
     r"avatar\.faces\[0\]: .*mask": {"faces": (torch.full((4, 2), 2.0),)},

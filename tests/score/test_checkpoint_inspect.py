@@ -1,13 +1,15 @@
 """The published sizes are recognised on the meta device, and `inspect` says so in words."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from services.runtime.weights import BadCheckpoint, Shape
+from services.score.cache import Context, Window
 from services.score.checkpoint.__main__ import main
 from services.score.checkpoint.audio import audio_weights
 from services.score.checkpoint.layouts import (
@@ -174,6 +176,32 @@ def test_inspect_parts_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "alpha" in out
 
 
+def test_inspect_adapters_counts_pairs_and_asks_for_an_alpha_only_where_none_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {f"blocks.{n}.ffn.0": (torch.ones(2 + n, 9), torch.ones(9, 2 + n)) for n in (0, 1)}
+    file = write_lora(tmp_path / "adapter_model.safetensors", pairs, prefix="")
+    out = said(capsys, tmp_path)
+    assert "2 pairs of rank 2 to 3" in out
+    assert "needs     its alpha" in out
+    save_file(load_file(file) | {f"{name}.alpha": torch.tensor(1.0) for name in pairs}, file)
+    out = said(capsys, tmp_path)
+    assert "2 pairs" in out
+    assert "its alpha" not in out
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_wan(tmp_path / "base", T2V, tensors(T2V))
+    pairs = {"blocks.0.self_attn.q": (torch.ones(2, 256), torch.ones(256, 2))}
+    file = write_lora(tmp_path / "step=900.safetensors", pairs)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2}))
+    assert "1 merged" in said(capsys, base, "--lora", file)
+    assert "1 merged" in said(capsys, base, "--lora", f"{file}=4")
+    with pytest.raises(SystemExit):
+        main(["inspect", str(base), "--lora", f"{file}=much"])
+    assert "expected PATH or PATH=ALPHA with a number" in capsys.readouterr().err
+
+
 def test_inspect_our_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = preset("tiny")
     save(tmp_path, config, tensors(config).items())
@@ -182,6 +210,8 @@ def test_inspect_our_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "front end: front_end.safetensors, not beside it" in out
     assert "assumed" not in out
     assert "256x256 at 25 fps, chunks of 480 ms, speech at 16000 Hz" in out
+    window = Window(config, rows=1, heads=config.heads, device=CPU, dtype=torch.bfloat16)
+    assert f"{Context(config, window).nbytes / 1e6:.1f} MB per session" in out
 
 
 def test_inspect_fails_on_a_misfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,9 @@ def test_a_config_that_promises_more_layers_finds_them_missing(
         ({"num_heads": 7}, "config.heads: expected a divisor of dim 256"),
         ({"in_dim": 20}, "20 input channels for 16"),
         ({"eps": "tiny"}, "config.json has eps 'tiny'"),
+        ({"eps": float("nan")}, "config.eps: expected a number from"),
+        ({"num_layers": 10**9}, "config.layers: expected a number from 1 to 512"),
+        ({"text_len": -1}, "config.text.tokens: expected a number from 1"),
     ],
 )
 def test_configs_that_describe_something_else(
@@ -208,3 +211,34 @@ def test_audio_weights_that_are_none_or_of_another_size(tmp_path: Path) -> None:
     save_file(odd, tmp_path / "c.safetensors")
     with pytest.raises(BadCheckpoint, match="audio_proj reads 50 and 81 numbers"):
         open_checkpoint(base, audio=tmp_path / "c.safetensors")
+    for width in (0, 1 << 18):
+        fantasy["proj_model.proj.weight"] = torch.zeros(width, 10)
+        save_file(fantasy, tmp_path / "d.safetensors")
+        with pytest.raises(BadCheckpoint, match=r"audio\.adapter\.width: expected a number from 1"):
+            open_checkpoint(base, audio=tmp_path / "d.safetensors")
+    odd["audio_proj.norm.weight"] = torch.zeros(0)
+    save_file(odd, tmp_path / "e.safetensors")
+    with pytest.raises(BadCheckpoint, match="audio_proj reads"):
+        open_checkpoint(base, audio=tmp_path / "e.safetensors")
+
+
+@pytest.mark.parametrize("wrapped", ["model.", "module.model."])
+def test_two_tensors_of_one_name_are_refused(
+    tmp_path: Path, weights: dict[str, Tensor], wrapped: str
+) -> None:
+    weights[f"{wrapped}head.head.bias"] = torch.zeros(64)
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(BadCheckpoint, match=r"head\.head\.bias is there more than once"):
+        open_checkpoint(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("number", ["1000000", "9" * 5000])
+def test_a_block_of_an_absurd_number_is_not_counted(
+    tmp_path: Path, weights: dict[str, Tensor], number: str
+) -> None:
+    torch.save(weights | {f"blocks.{number}.ffn.0.bias": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(BadCheckpoint, match=rf"unexpected \(blocks\.{number[:9]}"):
+        open_checkpoint(tmp_path / "w.pt")
+    torch.save(weights | {"blocks.999999.ffn.0.bias": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(BadCheckpoint, match=r"config\.layers: expected a number from 1 to 512"):
+        open_checkpoint(tmp_path / "w.pt")

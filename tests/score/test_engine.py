@@ -11,11 +11,21 @@ from typing import TypeVar
 import pytest
 import torch
 
+from services.score.attention import Local, sdpa
 from services.score.commands import AddAvatar, Close, Denoise, Finish, Open, Remember, Replay
 from services.score.config import ContextConfig, PositionsConfig
-from services.score.contract import Chunk, Drawn, Ended, LogTail, Mode, PastChunk, RankLost
+from services.score.contract import (
+    Chunk,
+    Drawn,
+    Ended,
+    LogTail,
+    Mode,
+    PastChunk,
+    RankLost,
+    Rectangle,
+)
 from services.score.engine import Limits
-from services.score.parallel import Solo
+from services.score.parallel import Alone, Solo
 from services.score.worker import Command, Worker
 from talkingmachines.errors import BadInput, EngineFailure, NoCapacity, NotFound
 from tests.score import calls, small
@@ -209,7 +219,19 @@ def test_a_device_with_a_queue_gets_the_context_pass_at_once_and_draws_the_same(
 
 def test_a_session_whose_numbers_break_ends_alone() -> None:
     config = small.config()
-    engine = calls.engine(config, limits=Limits(rows=2))
+
+    class Breaking(Solo):
+        """Numbers out of all proportion come into the context of "bad" when it is rebuilt."""
+
+        def perform(self, command: Command[R]) -> R:
+            told: object = command
+            result = super().perform(command)
+            if isinstance(told, Replay) and told.part.session == "bad":
+                worker.replay(told.part, torch.full_like(told.latents, 3e38))
+            return result
+
+    worker = calls.worker(config, rows=2)
+    engine = calls.engine(config, hands=Breaking(worker), limits=Limits(rows=2))
     good, bad = Call(config, "good"), Call(config, "bad")
     good.open(engine)
     bad.open(engine)
@@ -219,9 +241,7 @@ def test_a_session_whose_numbers_break_ends_alone() -> None:
     outcomes = engine.step()
     good.take(outcomes)
     bad.take(outcomes)
-    # What a broken context would be: the log's latents are finite, but out of all proportion.
-    poisoned = replace(bad.log[0], latents=torch.full_like(latents_of(bad)[0], 3e38))
-    engine.rewind("bad", turn=0, tail=LogTail((poisoned,)))
+    engine.rewind("bad", turn=0, tail=bad.tail(engine))
     for call in (good, bad):
         engine.submit(call.name, call.next())
     outcomes = engine.step()
@@ -265,6 +285,71 @@ def test_out_of_memory_in_a_batch_ends_only_whom_it_hits_alone() -> None:
         own, lonely = Call(config, call.name), calls.engine(config)
         own.open(lonely)
         same(call.draw(engine, 2), own.draw(lonely, 3)[1:])
+
+
+class Faulty:
+    """An attention that fails in the middle of a pass, once armed."""
+
+    armed = False
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self.armed:
+            raise RuntimeError("as a device would say")
+        return sdpa(q, k, v)
+
+
+CONTEXTS = {
+    "own": (ContextConfig(), PositionsConfig()),
+    "window": (ContextConfig(policy="window", chunks=2, replay=6), PositionsConfig(own=7)),
+}
+
+
+@pytest.mark.parametrize("queues", [False, True], ids=["host", "queue"])
+@pytest.mark.parametrize("policy", ["own", "window"])
+def test_a_context_pass_that_fails_in_a_batch_ends_only_whom_it_hits_alone(
+    policy: str, queues: bool
+) -> None:
+    context, positions = CONTEXTS[policy]
+    config = small.config(context=context, positions=positions)
+    fault, model = Faulty(), small.model(config)
+    list(model.layers())[1].self_attn.attend = Local(fault)
+    worker = Worker(model, rows=3, team=Alone(), capture=None, latent_dtype=torch.float32)
+
+    class Failing(Solo):
+        """Context passes fail for "big", from its third chunk on, and so for its batch."""
+
+        hit = False
+
+        def perform(self, command: Command[R]) -> R:
+            told: object = command
+            if isinstance(told, Denoise):
+                self.hit = any(part.session == "big" and part.chunk > 1 for part in told.batch)
+            mine = isinstance(told, Replay) and told.part.session == "big"
+            fault.armed = mine or (isinstance(told, Remember) and self.hit)
+            return super().perform(command)
+
+    engine = calls.engine(config, hands=Failing(worker), limits=Limits(rows=3), queues=queues)
+    sessions = [Call(config, name, seed=n) for n, name in enumerate(("ann", "big", "cy"))]
+    for call in sessions:
+        call.open(engine)
+    engine.expect({1: 0.1, 3: 0.15})
+    ended: list[Ended] = []
+    for chunk in range(5):
+        alive = [call for call in sessions if chunk < 3 or call.name != "big"]
+        for call in alive:
+            engine.submit(call.name, call.next())
+        outcomes: list[Drawn | Ended] = []
+        while sum(one.session != "big" for one in outcomes) < 2:
+            outcomes += engine.step()
+        for call in alive:
+            if call.name != "big" or not (chunk == 2 and queues):
+                call.take(outcomes)
+        ended += [one for one in [*outcomes, *engine.settle()] if isinstance(one, Ended)]
+    assert [(one.session, type(one.error)) for one in ended] == [("big", EngineFailure)]
+    for call in (sessions[0], sessions[2]):
+        own, lonely = Call(config, call.name, seed=call.seed), calls.engine(config)
+        own.open(lonely)
+        same(latents_of(call), own.draw(lonely, 5))
 
 
 def test_a_session_may_leave_between_step_and_settle() -> None:
@@ -370,20 +455,58 @@ def test_a_second_session_of_a_name_and_a_bad_seed_are_refused() -> None:
     Call(config).open(engine)
     with pytest.raises(BadInput, match=r"attach\.session"):
         Call(config).open(engine)
-    with pytest.raises(BadInput, match=r"attach\.seed"):
-        Call(config, "other", seed=2**64).open(engine)
+    for seed in (-1, 2**64, 10**5000, 1.5, True, "7", None):
+        with pytest.raises(BadInput, match=r"attach\.seed"):
+            Call(config, "other", seed=seed).open(engine)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"attach\.turn"):
+        Call(config, "other", turn=-1).open(engine)
+    assert engine.stats().sessions == 1
 
 
-def test_positions_never_run_out() -> None:
-    """Public models end at latent 1,024; chunk 400,000 here is chunk 2 with other noise."""
+@pytest.mark.parametrize(
+    "number",
+    [-1, 1.5, 2**48, 2**56, 2**64, 10**5000, True],
+    ids=["negative", "part", "48", "56", "64", "huge", "truth"],
+)
+def test_chunk_numbers_that_no_stream_has_are_refused(number: object) -> None:
+    config = small.config()
+    engine = calls.engine(config)
+    call = Call(config)
+    call.open(engine)
+    call.draw(engine)
+    tail = LogTail((replace(call.log[0], chunk=number),))  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"tail\.chunks"):
+        engine.open("other", calls.avatar(config), seed=1, tail=tail)
+    with pytest.raises(BadInput, match=r"tail\.chunks"):
+        engine.rewind(call.name, turn=1, tail=tail)
+    with pytest.raises(BadInput, match=r"chunk\.chunk"):
+        engine.submit(call.name, replace(call.next(), chunk=number))  # type: ignore[arg-type]
+    call.draw(engine)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"sessions": 0}, {"rows": 0}, {"faces": 0}, {"rows": 2.0}, {"headroom": -1}]
+)
+def test_limits_that_let_nobody_in_are_refused(broken: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=rf"limits\.{next(iter(broken))}"):
+        Limits(**broken)
+    with pytest.raises(BadInput, match=r"limits\.rows: expected at most 1 sessions, got 2"):
+        Limits(sessions=1, rows=2)
+    with pytest.raises(BadInput, match=r"limits\.avatar_bytes"):
+        Limits(avatar_bytes=-1)
+
+
+@pytest.mark.parametrize("beyond", [400_000, 2**48 - 4])
+def test_positions_never_run_out(beyond: int) -> None:
+    """Public models end at latent 1,024; a far chunk here is chunk 3 with other noise."""
     config = small.config()
     first, second = calls.engine(config), calls.engine(config)
     call = Call(config)
     call.open(first)
     call.draw(first, 3)
-    far = [replace(past, chunk=past.chunk + 400_000) for past in call.log]
+    far = [replace(past, chunk=past.chunk + beyond) for past in call.log]
     second.open("far", calls.avatar(config), seed=calls.SEED, tail=LogTail(tuple(far)))
-    chunk = replace(call.next(), chunk=400_003)
+    chunk = replace(call.next(), chunk=beyond + 3)
     second.submit("far", chunk)
     (drawn,) = second.step()
     assert isinstance(drawn, Drawn)
@@ -481,10 +604,23 @@ def test_another_avatar_under_a_kept_digest_is_refused() -> None:
     config = small.config()
     engine = calls.engine(config)
     engine.open("one", calls.avatar(config), seed=1, tail=LogTail())
-    with pytest.raises(BadInput) as caught:
-        engine.open("two", calls.avatar(config, faces=2), seed=1, tail=LogTail())
-    assert caught.value.field == "avatar.faces"
-    assert engine.stats().sessions == 1
+    kept = calls.avatar(config)
+    same_numbers = replace(kept, anchor=kept.anchor.double())
+    engine.open("same", same_numbers, seed=1, tail=LogTail())
+    others = (
+        calls.avatar(config, faces=2),
+        replace(kept, anchor=kept.anchor + 1e-3),
+        replace(kept, clip=kept.clip.flip(0) if kept.clip is not None else None),
+        replace(kept, listening_text=None),
+        replace(kept, faces=(Rectangle(0, 0, 1, 1),)),
+        replace(kept, faces=(torch.ones(config.grid),)),
+    )
+    for other in others:
+        with pytest.raises(BadInput) as caught:
+            engine.open("two", other, seed=1, tail=LogTail())
+        assert caught.value.field == "avatar.digest"
+    assert engine.stats().sessions == 2
+    assert engine.stats().avatars.hits == 1
 
 
 def test_a_deadline_that_is_not_a_number_is_refused() -> None:
@@ -522,6 +658,46 @@ def test_memory_for_a_session_that_is_not_there_is_no_capacity() -> None:
         Call(config, "two").open(engine)
     assert engine.stats().sessions == 1
     one.draw(engine)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("alloc"), torch.OutOfMemoryError("device")])
+@pytest.mark.parametrize("kind", [AddAvatar, Replay])
+def test_memory_that_is_short_is_told_by_a_typed_error_to_one_alone(
+    kind: type, error: Exception
+) -> None:
+    config = small.config()
+
+    class Short(Solo):
+        full = False
+
+        def perform(self, command: Command[R]) -> R:
+            if self.full and isinstance(command, kind):
+                raise error
+            return super().perform(command)
+
+    hands = Short(calls.worker(config))
+    engine = calls.engine(config, hands=hands)
+    one, two = Call(config, "one"), Call(config, "two")
+    one.open(engine)
+    one.draw(engine)
+    two.open(engine)
+    two.draw(engine)
+    hands.full = True
+    typed = NoCapacity if isinstance(error, torch.OutOfMemoryError) else EngineFailure
+    for _ in range(2):
+        with pytest.raises(typed):
+            engine.open("new", calls.avatar(config, "new"), seed=1, tail=two.tail(engine))
+    left = 2
+    if kind is Replay:
+        with pytest.raises(EngineFailure):
+            engine.rewind("two", turn=1, tail=two.tail(engine))
+        with pytest.raises(NotFound):
+            engine.submit("two", two.next())
+        left = 1
+    hands.full = False
+    assert engine.stats().sessions == left
+    one.draw(engine)
+    engine.open("new", calls.avatar(config, "new"), seed=1, tail=two.tail(engine))
 
 
 def test_the_most_urgent_chunk_goes_first() -> None:
@@ -608,11 +784,18 @@ def test_a_lost_rank_ends_every_session_and_each_is_told_once(kind: type) -> Non
 
     with pytest.raises(RankLost):
         live()
+    caught = []
+    for _ in range(2):
+        with pytest.raises(RankLost) as again:
+            engine.open("late", calls.avatar(config), seed=1, tail=LogTail())
+        caught.append(again.value)
+    assert caught[0] is not caught[1], "raised twice, one error would carry both tracebacks"
     told += engine.step()
     ended = [item for item in told if isinstance(item, Ended)]
     expected = {AddAvatar: [], Close: ["two"]}.get(kind, ["one", "two"])
     assert sorted(item.session for item in ended) == expected
     assert all(isinstance(item.error, RankLost) for item in ended)
+    assert len({id(item.error) for item in ended}) == len(ended)
     assert engine.stats().sessions == 0
     assert engine.health(limit=60) == "a rank does not answer"
 

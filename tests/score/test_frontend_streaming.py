@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_refused(front: FrontEnd) -> None:
         (lambda: MelConfig(hop=500), "hop 500, window 400"),
         (lambda: MelConfig(high=9_000.0), "half the sample rate"),
         (lambda: MelFrontEnd(dilations=()), "front_end.dilations"),
-        (lambda: MelFrontEnd(stride=0), "front_end.stride: expected at least 1, got 0"),
+        (lambda: MelFrontEnd(stride=0), "front_end.stride: expected a number from 1 to 64, got 0"),
         (lambda: Wav2Vec2FrontEnd(left=5, every=2), "a multiple of every"),
         (lambda: Wav2Vec2FrontEnd(block=0), "front_end.block"),
     ],

@@ -101,3 +101,10 @@ def test_what_is_not_such_a_folder_is_refused(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadCheckpoint, match=r"1 missing .*layers\.1\.attention\.q_proj\.weight"):
         load_wav2vec(tmp_path, Wav2Vec2FrontEnd(), CPU)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BadCheckpoint):
+        load_wav2vec(tmp_path, Wav2Vec2FrontEnd(), CPU)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadCheckpoint):
+        load_wav2vec(tmp_path, Wav2Vec2FrontEnd(), CPU)

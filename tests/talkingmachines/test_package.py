@@ -4,8 +4,9 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import files, packages_distributions
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackagePath, files, packages_distributions
 from importlib.resources import files as resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,16 +14,22 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "talkingmachines"
 
 
-def imported() -> set[str]:
-    """Every module of others that the package imports, generated stubs included."""
+# What needs `talkingmachines[cli]`; the client does without.
+COMMANDS = {PACKAGE / "cli", PACKAGE / "film.py"}
+
+
+def imported(source: Path, *, later: bool) -> set[str]:
+    """Every module of others that a file imports: at once, or within functions."""
     found: set[str] = set()
-    for source in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {name for name in inner if is_module(name)} or {node.module}
+    tree = ast.parse(source.read_text())
+    for node in ast.walk(tree):
+        if (node in tree.body) == later:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if is_module(name)} or {node.module}
     ours = sys.stdlib_module_names | {"talkingmachines"}
     return {name for name in found if name.split(".")[0] not in ours}
 
@@ -34,20 +41,42 @@ def is_module(name: str) -> bool:
         return False
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@cache
+def files_of(distribution: str) -> list[PackagePath]:
+    return files(distribution) or []
+
+
 def providers(module: str) -> Iterator[str]:
     """The distributions that have this very module: several share the name `google`."""
     path = module.replace(".", "/")
-    for distribution in packages_distributions()[module.split(".")[0]]:
-        for file in files(distribution) or ():
+    for distribution in installed()[module.split(".")[0]]:
+        for file in files_of(distribution):
             if str(file.with_suffix("")) in (path, f"{path}/__init__"):
-                yield distribution
+                yield distribution.replace("_", "-")
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions that an installation with these extras has."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"]]
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return {re.split(r"[<>=\[;]", line)[0] for line in lines}
 
 
 def test_every_import_is_of_a_declared_dependency() -> None:
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=\[;]", line)[0] for line in project["dependencies"]}
-    for module in imported():
-        assert declared & set(providers(module)), module
+    for source in PACKAGE.rglob("*.py"):
+        commands = any(source == part or part in source.parents for part in COMMANDS)
+        at_once = declared("cli") if commands else declared()
+        for module in imported(source, later=False):
+            assert at_once & set(providers(module)), f"{source}: {module}"
+        for module in imported(source, later=True):
+            assert declared("cli", "gateway") & set(providers(module)), f"{source}: {module}"
 
 
 def test_type_checkers_read_the_package_s_types() -> None:

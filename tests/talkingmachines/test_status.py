@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from talkingmachines import errors
 from talkingmachines.errors import TalkingMachinesError
-from talkingmachines.status import DOMAIN, from_rpc_error, from_status, to_status
+from talkingmachines.status import DOMAIN, code_of, from_rpc_error, from_status, to_status, to_text
 
 seconds = st.floats()
 limits = st.floats(min_value=0, allow_nan=False)
@@ -50,6 +50,26 @@ def test_round_trip(error: TalkingMachinesError) -> None:
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+@given(st.one_of(*strategies.values()))
+def test_round_trip_through_a_proxy_that_lets_code_and_text_through(
+    error: TalkingMachinesError,
+) -> None:
+    text = to_text(error)
+    assert len(text) < 4096
+    again = from_rpc_error(
+        grpc.aio.AioRpcError(code_of(error), grpc.aio.Metadata(), grpc.aio.Metadata(), text)
+    )
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_text_cut_short_still_tells_what_happened() -> None:
+    error = errors.NotFound("avatar", "ada")
+    for end in range(len(to_text(error))):
+        cut = to_text(error)[:end]
+        told = grpc.aio.AioRpcError(code_of(error), grpc.aio.Metadata(), grpc.aio.Metadata(), cut)
+        assert isinstance(from_rpc_error(told), errors.NotFound | errors.Internal)
 
 
 def test_no_error_of_the_domain_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import av
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.vae.admission import Limits
-from services.vae.codecs import Codec, Encoded, FrameEncoder, encoder_name
+from services.vae.codecs import Codec, Encoded, FrameEncoder, Tuning, encoder_name
 from services.vae.engine import Engine
 from services.vae.pixels import Pixels, to_pixels
 from services.vae.runner import place
@@ -33,7 +34,7 @@ def moving(count: int, first: int = 0) -> Tensor:
 
 
 def encoder(codec: Codec, bits_per_second: int = 1_000_000) -> FrameEncoder:
-    return FrameEncoder(codec, width=SIZE, height=SIZE, fps=FPS, bits_per_second=bits_per_second)
+    return FrameEncoder(codec, Tuning(bits_per_second), width=SIZE, height=SIZE, fps=FPS)
 
 
 def decoded(codec: Codec, packets: list[Encoded]) -> list[np.ndarray]:
@@ -101,7 +102,7 @@ def test_bitrate_follows_on_request(codec: Codec) -> None:
         return 8 * FPS * sum(len(packet.payload) for packet in packets) / len(packets)
 
     high = rate(stream.encode(frames[:50], 0)[10:])
-    stream.set_bitrate(200_000)
+    stream.tune(replace(stream.tuning, bits_per_second=200_000))
     lowered = stream.encode(frames[50:], 50)
     assert high > 600_000
     assert rate(lowered[10:]) < 300_000
@@ -125,9 +126,10 @@ def test_a_session_leaves_encoded(codec: Codec) -> None:
         engine.open("a", Opening(spec, pixels, anchor, anchor[:, :0], 5, 0.0))
         latents = torch.randn(4, 3, side, side, generator=generator)
         engine.submit("a", Chunk(5, latents, 0.0))
-        (event,) = [event for _ in range(2) for event in engine.step()]
-        assert isinstance(event, Decoded)
-        pictures[pixels] = event
+        while engine.busy:
+            for event in engine.step():
+                if isinstance(event, Decoded):
+                    pictures[pixels] = event
     chunk = pictures[codec.pixels]
     packets = encoder(codec, 4_000_000).encode(chunk.frames, chunk.first_frame)
     assert [packet.frame for packet in packets] == list(range(60, 72))
@@ -151,11 +153,68 @@ def test_a_hardware_encoder_is_named_only_where_it_opens() -> None:
     assert len(encoder(Codec.H264).encode(to_pixels(moving(1), Pixels.I420), 0)) == 1
 
 
-def test_nonsense_is_refused() -> None:
-    with pytest.raises(BadInput, match="bits_per_second"):
-        encoder(Codec.VP8).set_bitrate(0)
-    with pytest.raises(BadInput, match="even sides"):
-        FrameEncoder(Codec.VP8, width=33, height=32, fps=FPS, bits_per_second=1)
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        ("spec.width", (33, 32, 25)),
+        ("spec.width", (0, 32, 25)),
+        ("spec.height", (32, -2, 25)),
+        ("spec.height", (32, 2**20, 25)),
+        ("spec.fps", (32, 32, 0)),
+        ("spec.fps", (32, 32, 2**31)),
+    ],
+)
+@pytest.mark.parametrize("codec", Codec)
+def test_pictures_that_no_encoder_takes_are_refused(
+    codec: Codec, field: str, shape: tuple[int, int, int]
+) -> None:
+    width, height, fps = shape
+    with pytest.raises(BadInput) as caught:
+        FrameEncoder(codec, width=width, height=height, fps=fps)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize(("side", "fps"), [(16, 1), (16, 240), (64, 25)])
+def test_pictures_at_the_edge_are_taken(codec: Codec, side: int, fps: int) -> None:
+    stream = FrameEncoder(codec, width=side, height=side, fps=fps)
+    frame = torch.full((1, side * 3 // 2, side), 128, dtype=torch.uint8)
+    (packet,) = stream.encode(frame, 0)
+    assert packet.key
+    assert packet.payload
+
+
+@pytest.mark.parametrize(
+    ("field", "tuning"),
+    [
+        ("bitrate", {"bits_per_second": 0}),
+        ("bitrate", {"bits_per_second": 2**40}),
+        ("key_frame_interval", {"key_interval": 0}),
+        ("quality", {"quality": 101}),
+    ],
+)
+def test_tunings_without_sense_are_refused(field: str, tuning: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=field):
+        Tuning(**tuning)
+
+
+def test_jpeg_has_the_quality_that_was_asked_for() -> None:
+    frames = to_pixels(moving(1), Codec.JPEG.pixels)
+    stream = encoder(Codec.JPEG)
+    sizes = []
+    for quality in (1, 50, 85, 100):
+        stream.tune(Tuning(quality=quality))
+        sizes.append(len(stream.encode(frames, 0)[0].payload))
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("codec", [Codec.H264, Codec.VP8])
+def test_key_frames_come_as_often_as_was_asked_for(codec: Codec) -> None:
+    stream = FrameEncoder(codec, Tuning(key_interval=5), width=SIZE, height=SIZE, fps=FPS)
+    packets = stream.encode(to_pixels(moving(12), codec.pixels), 0)
+    assert [packet.frame for packet in packets if packet.key] == [0, 5, 10]
+    stream.tune(stream.tuning)  # nothing changes, so nothing is paid
+    assert not stream.encode(to_pixels(moving(1, 12), codec.pixels), 12)[0].key
 
 
 def test_rgb_is_the_picture() -> None:
@@ -197,10 +256,3 @@ def test_frames_of_another_size_or_kind_are_refused(codec: Codec) -> None:
     for wrong in (frames[:, :-2], frames.float(), frames[..., None]):
         with pytest.raises(BadInput, match="frames: expected uint8"):
             encoder(codec).encode(wrong, 0)
-
-
-def test_a_bitrate_that_no_encoder_opens_with_is_refused() -> None:
-    there = encoder(Codec.H264)
-    with pytest.raises(BadInput, match="bits_per_second"):
-        there.set_bitrate(5)
-    assert there.encode(to_pixels(moving(1), Codec.H264.pixels), 0)

@@ -91,11 +91,27 @@ def test_the_model_does_not_know_where_it_runs() -> None:
             assert word not in text, f"{name}.py says {word}"
 
 
+# What serves the engine runs where a fleet runs, with all that it needs.
+SERVING = {
+    "__main__",
+    "app",
+    "driver",
+    "replica",
+    "servicer",
+    "settings",
+    "stream",
+    "tally",
+    "wire",
+}
+
+
 def test_gpu_machines_need_few_packages() -> None:
     """They have torch, safetensors, einops and numpy; only encoding wants more."""
     allowed = {"torch", "safetensors", "einops", "services", "talkingmachines", "__future__"}
     folder = Path(services.vae.runner.__file__).parent
     for file in sorted(folder.glob("*.py")):
+        if file.stem in SERVING:
+            continue
         extra = {"av", "numpy"} if file.name == "codecs.py" else set()
         for name in imported(file):
             root = name.split(".")[0]

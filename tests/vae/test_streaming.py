@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from services.vae.config import tiny, wan21
+from services.vae.config import VaeConfig, tiny, wan21
 from services.vae.model import Vae
+from services.vae.runner import Runner
 from services.vae.state import State, join, part
 from tests.vae.conftest import CONFIGS, random_vae
 
@@ -104,6 +108,49 @@ def test_warming_gives_the_state_of_decoding(vae: Vae) -> None:
     _, expected = vae.decode(tail, state)
     for got, slot in zip(vae.warm(tail, state).slots, expected.slots, strict=True):
         torch.testing.assert_close(got, slot, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@settings(deadline=None, max_examples=6)
+@given(data=st.data())
+def test_warming_in_pieces_is_warming(name: str, data: st.DataObject) -> None:
+    """However the past is cut, long pasts and short ones."""
+    vae = random_vae(CONFIGS[name]())
+    past = data.draw(st.integers(1, vae.reach + 2))
+    sizes = data.draw(splits(past))
+    anchor, tail = latents(1), latents(past, seed=1)
+    state = begun = vae.warm(anchor, State())
+    left = past
+    for piece in torch.split(tail, sizes, dim=2):
+        left -= piece.shape[2]
+        state = vae.warm(piece, state, following=left)
+    _, expected = vae.decode(tail, begun)
+    for got, slot in zip(state.slots, expected.slots, strict=True):
+        torch.testing.assert_close(got, slot, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "whole"), [(wan21(), 2.65), (tiny(), 1.51)], ids=["wan21", "tiny"]
+)
+def test_no_piece_of_a_rebuild_costs_more_than_a_chunk(config: VaeConfig, whole: float) -> None:
+    """And all of them as much as the documentation says, in chunks' worth of arithmetic."""
+    with torch.device("meta"):
+        runner = Runner(Vae(config), torch.device("meta"), capture=None, compiled=False)
+        z = torch.empty(1, config.latent_channels, runner.vae.reach, 64, 64)
+        state = runner.begin(z[:, :, :1], z[:, :, :3])
+        chunk = operations(lambda: runner.decode(z[:, :, :3], [state]))
+        pieces = runner.rebuild(z[:, :, :1], z, latents=3)
+        count = 1 + -(-runner.vae.reach // 3)  # the anchor's, and one per chunk
+        costs = [operations(lambda: next(pieces)) / chunk for _ in range(count)]
+    assert max(costs) < 1
+    assert sum(costs) == pytest.approx(whole, abs=0.02)
+
+
+def operations(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def test_reach_is_exact(vae: Vae) -> None:

@@ -32,7 +32,7 @@ from services.llm_bridge.local.ears import (
 from services.llm_bridge.local.voice import Voice
 from services.llm_bridge.local.writer import Writer
 from services.llm_bridge.persona import Persona
-from services.llm_bridge.speech_model import Cue, Ending, Greet, Line, Party
+from services.llm_bridge.speech_model import Cue, Ending, Greet, Line, Party, Past
 from services.runtime.metrics import BridgeMetrics, SpeechStage
 from services.runtime.resample import Resampler
 from talkingmachines.errors import NoCapacity, TalkingMachinesError
@@ -74,11 +74,12 @@ class _Made:
 class LocalDialogue:
     """A `Dialogue`."""
 
-    def __init__(self, persona: Persona, history: Sequence[Line], parts: Parts) -> None:
+    def __init__(self, persona: Persona, history: Sequence[Past], parts: Parts) -> None:
         manners = persona.manners
         self._persona = persona
         self._parts = parts
-        self._lines = list(history)
+        # The local writers call no functions.
+        self._lines = [line for line in history if isinstance(line, Line)]
         self._ears = Ears(
             parts.judge,
             end_silence=manners.patience.end_silence,

@@ -24,7 +24,7 @@ from services.llm_bridge.local.voice import Voice
 from services.llm_bridge.local.writer import Writer
 from services.llm_bridge.persona import Persona
 from services.llm_bridge.settings import Local
-from services.llm_bridge.speech_model import Dialogue, Line
+from services.llm_bridge.speech_model import Dialogue, Past
 from services.runtime.device import DeviceThread
 from services.runtime.metrics import BridgeMetrics
 
@@ -53,7 +53,7 @@ class LocalModel:
         self._metrics = metrics
 
     @asynccontextmanager
-    async def dialogue(self, persona: Persona, history: Sequence[Line]) -> AsyncIterator[Dialogue]:
+    async def dialogue(self, persona: Persona, history: Sequence[Past]) -> AsyncIterator[Dialogue]:
         parts = Parts(judge_of_voice(), self._recogniser, self._writer, self._voice, self._metrics)
         dialogue = LocalDialogue(persona, history, parts)
         try:

@@ -24,7 +24,7 @@ from services.llm_bridge.realtime import protocol
 from services.llm_bridge.realtime.link import Link, connected, refusal
 from services.llm_bridge.realtime.protocol import RATE, Message
 from services.llm_bridge.settings import Realtime
-from services.llm_bridge.speech_model import Cue, Ending, Line, Party
+from services.llm_bridge.speech_model import Cue, Ending, Line, Party, Past
 from services.runtime.metrics import BridgeMetrics, Outcome
 from services.runtime.resample import Resampler
 from talkingmachines.errors import (
@@ -43,7 +43,7 @@ _UNNOTICED_SECONDS = 1.5  # without a connection, before anybody is told
 _CANCEL_SECONDS = 5.0  # for a server to end a response that was cancelled
 _KEPT_SECONDS = 5.0  # of the user's voice while there is no connection
 _WATCH_SECONDS = 0.25
-_MOST_LINES = 100  # of what was said, told to a new connection
+_MOST_PAST = 100  # of what was said, called and answered: told to a new connection
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Response:
     heard: int | None = None  # set when it was cancelled
     calls: set[str] = field(default_factory=set)  # functions whose results are awaited
     over: bool = False  # at the server, for now
-    line: int | None = None
+    place: int | None = None  # of its words in what was said
 
     @property
     def awaited(self) -> bool:
@@ -78,13 +78,13 @@ class RealtimeDialogue:
         http: aiohttp.ClientSession,
         settings: Realtime,
         persona: Persona,
-        history: Sequence[Line],
+        history: Sequence[Past],
         metrics: BridgeMetrics,
     ) -> None:
         self._http = http
         self._settings = settings
         self._persona = persona
-        self._lines = list(history)
+        self._past = list(history)
         self._metrics = metrics
         self._clock = asyncio.get_running_loop().time
         self._events: asyncio.Queue[said.Event | BaseException] = asyncio.Queue()
@@ -154,7 +154,7 @@ class RealtimeDialogue:
 
     def read(self, text: str) -> None:
         typed = Line(Party.USER, text)
-        self._lines.append(typed)
+        self._past.append(typed)
         if self._link is not None:
             self._send(protocol.line(self._link.dialect, typed))
 
@@ -181,12 +181,22 @@ class RealtimeDialogue:
 
     def tool_result(self, call_id: str, result_json: str, *, failed: bool) -> None:
         del failed  # the result says so in words
-        self._send(protocol.tool_output(call_id, result_json))
+        if not self._awaits(call_id):
+            return
+        told = said.Told(call_id, result_json)
+        self._past.append(told)
+        self._send(protocol.tool_output(told))
         response = self._response
         if response is not None and call_id in response.calls:
             response.calls.discard(call_id)
             if response.over and not response.calls:
                 self._ask(response)
+
+    def _awaits(self, call_id: str) -> bool:
+        """Whether the model asked for this, here or at another bridge, and was not told yet."""
+        asked = {it.call_id for it in self._past if isinstance(it, said.Asked)}
+        told = {it.call_id for it in self._past if isinstance(it, said.Told)}
+        return call_id in asked - told
 
     # ---- One connection ----
 
@@ -225,7 +235,7 @@ class RealtimeDialogue:
         self._linked_at = self._clock()
         self._lost_at = None
         self._ending = None
-        link.send(*protocol.replay(link.dialect, self._lines[-_MOST_LINES:]))
+        link.send(*protocol.replay(link.dialect, self._past[-_MOST_PAST:]))
         self._offset = self._heard - sum(map(len, self._kept)) // 2
         while self._kept:
             self._append(self._kept.popleft())
@@ -360,8 +370,9 @@ class RealtimeDialogue:
         if _text(item, "type") == "function_call":
             call_id = _text(item, "call_id")
             response.calls.add(call_id)
-            name, arguments = _text(item, "name"), _text(item, "arguments")
-            self._put(said.ToolCalled(response.answer, call_id, name, arguments or "{}"))
+            name, arguments = _text(item, "name"), _text(item, "arguments") or "{}"
+            self._past.append(said.Asked(call_id, name, arguments))
+            self._put(said.ToolCalled(response.answer, call_id, name, arguments))
 
     def _done(self, response: _Response, told: Message) -> None:
         """The server ended the response by itself."""
@@ -395,7 +406,7 @@ class RealtimeDialogue:
 
     def _user_said(self, text: str) -> None:
         if text:
-            self._lines.append(Line(Party.USER, text))
+            self._past.append(Line(Party.USER, text))
             at = self._heard / RATE
             self._put(said.UserSaid(text, final=True, start=at, end=at))
 
@@ -459,11 +470,11 @@ class RealtimeDialogue:
         if response.heard is not None:
             text = heard_text([Words(text, 0, response.samples)], response.heard)
         spoken = Line(Party.CHARACTER, text)
-        if response.line is not None:
-            self._lines[response.line] = spoken
+        if response.place is not None:
+            self._past[response.place] = spoken
         elif text:
-            response.line = len(self._lines)
-            self._lines.append(spoken)
+            response.place = len(self._past)
+            self._past.append(spoken)
 
     # ---- Small things ----
 

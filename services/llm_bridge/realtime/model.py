@@ -16,7 +16,7 @@ from services.llm_bridge.persona import Persona
 from services.llm_bridge.realtime.dialogue import RealtimeDialogue
 from services.llm_bridge.realtime.protocol import RATE
 from services.llm_bridge.settings import Realtime
-from services.llm_bridge.speech_model import Dialogue, Line
+from services.llm_bridge.speech_model import Dialogue, Past
 from services.runtime.metrics import BridgeMetrics
 
 
@@ -33,7 +33,7 @@ class RealtimeModel:
         self._metrics = metrics
 
     @asynccontextmanager
-    async def dialogue(self, persona: Persona, history: Sequence[Line]) -> AsyncIterator[Dialogue]:
+    async def dialogue(self, persona: Persona, history: Sequence[Past]) -> AsyncIterator[Dialogue]:
         dialogue = RealtimeDialogue(self._http, self._settings, persona, history, self._metrics)
         running = asyncio.create_task(dialogue.run())
         try:

@@ -17,7 +17,17 @@ from typing import Any, assert_never
 
 from services.llm_bridge.persona import Persona, Tool
 from services.llm_bridge.settings import Realtime
-from services.llm_bridge.speech_model import CheckIn, Cue, Greet, Line, Party, Reply
+from services.llm_bridge.speech_model import (
+    Asked,
+    CheckIn,
+    Cue,
+    Greet,
+    Line,
+    Party,
+    Past,
+    Reply,
+    Told,
+)
 
 RATE = 24_000  # Hz, 16-bit, both ways
 
@@ -177,14 +187,36 @@ def truncate(item_id: str, samples: int) -> Message:
     }
 
 
-def tool_output(call_id: str, result_json: str) -> Message:
-    item = {"type": "function_call_output", "call_id": call_id, "output": result_json}
+def tool_call(asked: Asked) -> Message:
+    item = {
+        "type": "function_call",
+        "call_id": asked.call_id,
+        "name": asked.name,
+        "arguments": asked.arguments_json,
+    }
     return {"type": "conversation.item.create", "item": item}
 
 
-def replay(dialect: Dialect, lines: Sequence[Line]) -> list[Message]:
+def tool_output(told: Told) -> Message:
+    item = {"type": "function_call_output", "call_id": told.call_id, "output": told.result_json}
+    return {"type": "conversation.item.create", "item": item}
+
+
+def replay(dialect: Dialect, past: Sequence[Past]) -> list[Message]:
     """The conversation so far, for a server that has not seen it."""
-    return [line(dialect, said) for said in lines if said.text]
+    asked, messages = set[str](), list[Message]()
+    for event in past:
+        match event:
+            case Line(text=""):
+                pass
+            case Line():
+                messages.append(line(dialect, event))
+            case Asked():
+                asked.add(event.call_id)
+                messages.append(tool_call(event))
+            case Told() if event.call_id in asked:  # servers refuse a result without its call
+                messages.append(tool_output(event))
+    return messages
 
 
 def _item(role: str, kind: str, text: str) -> Message:

@@ -38,8 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lora(text: str) -> Lora:
-    path, _, alpha = text.partition("=")
-    return Lora(Path(path), float(alpha) if alpha else None)
+    """`PATH` or `PATH=ALPHA`; a path may hold `=` itself."""
+    path, equals, alpha = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Lora(Path(text))
+    try:
+        return Lora(Path(path), float(alpha))
+    except ValueError as error:
+        why = f"expected PATH or PATH=ALPHA with a number, got {text!r}"
+        raise argparse.ArgumentTypeError(why) from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from services.runtime.strict_json import Misfit
 from services.runtime.weights import BadCheckpoint, Shape
 from services.score.checkpoint.layouts import unwrapped
 from services.score.checkpoint.tensors import Weights
@@ -26,6 +27,7 @@ _PER_LATENT = 4  # MultiTalk: video frames in a latent frame, one embedding each
 class AudioWeights:
     """Audio weights by our names, and the part of a configuration that they decide."""
 
+    source: str
     title: str
     weights: Weights
     audio: AudioConfig
@@ -33,9 +35,16 @@ class AudioWeights:
     sample_rate: int  # Hz
 
     def given_to(self, config: DitConfig) -> DitConfig:
-        """The configuration of a transformer that hears through these weights."""
+        """The configuration of a transformer that hears through these weights.
+
+        Raises:
+            BadCheckpoint: their shapes are of no size that could be built.
+        """
         stream = replace(config.stream, fps=self.fps, sample_rate=self.sample_rate)
-        return replace(config, audio=self.audio, stream=stream)
+        try:
+            return replace(config, audio=self.audio, stream=stream)
+        except Misfit as error:
+            raise BadCheckpoint(self.source, why=str(error)) from error
 
 
 def audio_weights(source: str, weights: Weights) -> AudioWeights | None:
@@ -44,7 +53,7 @@ def audio_weights(source: str, weights: Weights) -> AudioWeights | None:
     Raises:
         BadCheckpoint: shapes that contradict each other.
     """
-    names = unwrapped(weights)
+    names = unwrapped(source, weights)
     if any(name.startswith(prefix) for prefix in _FANTASY for name in names):
         return _fantasytalking(source, _renamed(names))
     if "audio_proj.proj1_vf.weight" in names:
@@ -64,7 +73,7 @@ def _fantasytalking(source: str, weights: Weights) -> AudioWeights:
     )
     # Trained at 23 frames per second and 50 embeddings: 8.7 per latent, 17 with 4 more on either
     # side. 24 and 48 are the nearest with whole samples; the attention does not count its keys.
-    return AudioWeights("FantasyTalking", weights, audio, fps=24, sample_rate=24_000)
+    return AudioWeights(source, "FantasyTalking", weights, audio, fps=24, sample_rate=24_000)
 
 
 def _multitalk(source: str, weights: Weights) -> AudioWeights:
@@ -73,7 +82,7 @@ def _multitalk(source: str, weights: Weights) -> AudioWeights:
     flat, _ = _matrix(source, weights, "audio_proj.proj3.weight")
     (width,) = _shape(source, weights, "audio_proj.norm.weight", 1)
     embedding, odd = divmod(window - first, _PER_LATENT - 1)
-    if embedding <= 0 or odd or window % embedding or flat % width:
+    if embedding <= 0 or width <= 0 or odd or window % embedding or flat % width:
         why = f"audio_proj reads {first} and {window} numbers and gives {flat} in {width}s"
         raise BadCheckpoint(source, why=why)
     around = window // embedding - _PER_LATENT
@@ -85,7 +94,9 @@ def _multitalk(source: str, weights: Weights) -> AudioWeights:
         before=around // 2,
         after=around - around // 2,
     )
-    return AudioWeights("MultiTalk or InfiniteTalk", weights, audio, fps=25, sample_rate=16_000)
+    return AudioWeights(
+        source, "MultiTalk or InfiniteTalk", weights, audio, fps=25, sample_rate=16_000
+    )
 
 
 def _renamed(weights: Weights) -> Weights:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.score.checkpoint.audio import audio_weights
 from services.score.checkpoint.loading import FRONT_END, WAV2VEC
-from services.score.checkpoint.lora import Lora, is_lora
+from services.score.checkpoint.lora import Lora, is_lora, lora_file, read_pairs
 from services.score.checkpoint.opening import Checkpoint, Layout, open_checkpoint
 from services.score.checkpoint.tensors import Weights, count, read_file, size
 from services.score.config import DitConfig, MultiTalkAudio, PaperAudio
@@ -38,10 +38,11 @@ def inspect(path: Path, *, audio: Path | None = None, loras: Sequence[Lora] = ()
     Raises:
         BadCheckpoint: it does not fit together; the message names the tensors.
     """
-    if path.is_file() and audio is None and not loras:
-        alone = read_file(path)
+    file = lora_file(path)
+    if file is not None and file.is_file() and audio is None and not loras:
+        alone = read_file(file)
         if is_lora(alone):
-            return _adapters(path, alone)
+            return _adapters(file, alone)
         if "patch_embedding.weight" not in alone and (heard := audio_weights(str(path), alone)):
             return _audio_weights(path, heard.title, heard.weights)
     checkpoint = open_checkpoint(path, audio=audio, loras=loras)
@@ -73,12 +74,24 @@ def _audio_weights(path: Path, title: str, weights: Weights) -> list[str]:
 
 
 def _adapters(path: Path, weights: Weights) -> list[str]:
+    _, pairs = read_pairs(Lora(path))
+    ranks = [pair.rank for pair in pairs.values()]
+    silent = any(pair.scale is None for pair in pairs.values())
     return [
-        f"{path}: low-rank adapters, {len(weights) // 2} pairs",
+        f"{path}: low-rank adapters, {len(pairs)} pairs of rank {_spanned(ranks)}",
         _line("size", _measured(weights)),
         _line("needs", "the transformer it was trained on: --lora"),
-        _line("needs", "its alpha, unless it or an adapter_config.json beside it says so"),
+        *(
+            [_line("needs", "its alpha: --lora PATH=ALPHA; nothing beside it says so")]
+            if silent
+            else []
+        ),
     ]
+
+
+def _spanned(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _measured(weights: Weights) -> str:
@@ -136,7 +149,7 @@ def _memory(config: DitConfig, weights: Weights) -> str:
     described = (config.text.tokens if config.text else 0) + (
         config.clip.tokens if config.clip else 0
     )
-    session = (config.context.chunks + 1) * config.chunk_tokens * token
+    session = config.context.chunks * config.chunk_tokens * token
     avatar = (config.frame_tokens + described) * token
     return (
         f"in 16 bits {_bytes(count(weights) * _16_BIT)} of weights, "

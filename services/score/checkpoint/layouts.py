@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.runtime.weights import BadCheckpoint, Shape
-from services.score.checkpoint.tensors import Weights
+from services.score.checkpoint.tensors import Stored, Weights
 from services.score.config import (
     AnchorConfig,
     ClipConfig,
@@ -82,9 +82,24 @@ class Sizes:
     eps: float = 1e-6
 
 
-def unwrapped(weights: Weights) -> Weights:
-    """The same tensors without the prefixes of training wrappers."""
-    return {_OUTER.sub("", _WRAPPERS.sub("", name)): stored for name, stored in weights.items()}
+def unwrapped(source: str, weights: Weights) -> Weights:
+    """The same tensors without the prefixes of training wrappers.
+
+    Raises:
+        BadCheckpoint: two tensors have the same name without them.
+    """
+    bare: dict[str, Stored] = {}
+    for name, stored in weights.items():
+        short = bare_name(name)
+        if short in bare:
+            raise BadCheckpoint(source, unexpected=[name], why=f"{short} is there more than once")
+        bare[short] = stored
+    return bare
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without the prefixes of training wrappers."""
+    return _OUTER.sub("", _WRAPPERS.sub("", name))
 
 
 def from_diffusers(name: str) -> str:
@@ -129,6 +144,8 @@ def sizes_from_diffusers(source: str, config: dict[str, Any]) -> Sizes:
     names = ("num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers", "in_channels")
     _needs(source, config, names)
     config = _with_defaults(source, config, {"out_channels": config["in_channels"]})
+    if config.get("image_dim") is not None:
+        _needs(source, config, ("image_dim",))
     return Sizes(
         dim=config["num_attention_heads"] * config["attention_head_dim"],
         ffn_dim=config["ffn_dim"],
@@ -151,7 +168,7 @@ def sizes_from_shapes(source: str, weights: Weights) -> Sizes:
     """
     dim, in_channels = _shape(source, weights, "patch_embedding.weight", 5)[:2]
     picture = "img_emb.proj.1.weight" in weights
-    blocks = {int(name.split(".")[1]) for name in weights if re.match(r"blocks\.\d+\.", name)}
+    blocks = {int(name.split(".")[1]) for name in weights if re.match(r"blocks\.\d{1,6}\.", name)}
     return Sizes(
         dim=dim,
         ffn_dim=_shape(source, weights, "blocks.0.ffn.0.weight", 2)[0],

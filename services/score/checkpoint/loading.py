@@ -113,9 +113,11 @@ def _fill_constants(model: nn.Module, device: torch.device, dtype: torch.dtype) 
 def _speech_encoder(file: Path, config: MelFrontEnd) -> SpeechEncoder:
     if not file.is_file():
         raise BadCheckpoint(str(file), why="the front end's weights are absent")
-    encoder, found = SpeechEncoder(config), read_file(file)
-    expected = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+    found, host = read_file(file), torch.device("cpu")
+    with torch.device("meta"):
+        needed = SpeechEncoder(config).state_dict()
+    expected = {name: tuple(value.shape) for name, value in needed.items()}
     fit(str(file), found=shapes(found), expected=expected)
-    host = torch.device("cpu")
+    encoder = SpeechEncoder(config)
     encoder.load_state_dict({name: stored.read(host).float() for name, stored in found.items()})
     return encoder.eval().requires_grad_(False)

@@ -126,7 +126,7 @@ def _open_base(path: Path) -> _Base:
             return _Base(Layout.OWN, config, _in_folder(path, ("model",)))
         case None | "WanModel":
             config = wan_config(str(path), sizes_from_wan(str(path), described))
-            weights = unwrapped(_in_folder(path, ("diffusion_pytorch_model", "model")))
+            weights = unwrapped(str(path), _in_folder(path, ("diffusion_pytorch_model", "model")))
             return _with_audio(path, _Base(Layout.WAN, config, weights))
         case "WanTransformer3DModel":
             config = wan_config(str(path), sizes_from_diffusers(str(path), described))
@@ -139,10 +139,10 @@ def _open_base(path: Path) -> _Base:
 
 def _open_file(path: Path) -> _Base:
     weights = read_file(path)
-    if path.suffix in PICKLES and (student := _student(weights)):
+    if path.suffix in PICKLES and (student := _student(str(path), weights)):
         config = wan_config(str(path), sizes_from_shapes(str(path), student))
         return _Base(Layout.STUDENT, self_forcing(config), student)
-    weights = unwrapped(weights)
+    weights = unwrapped(str(path), weights)
     if any(name.startswith("condition_embedder.") for name in weights):
         raise BadCheckpoint(str(path), why="names of diffusers; give the folder with its config")
     beside = path.parent / "config.json"
@@ -154,11 +154,11 @@ def _open_file(path: Path) -> _Base:
     return _with_audio(path, _Base(Layout.WAN, wan_config(str(path), sizes), weights))
 
 
-def _student(weights: Weights) -> dict[str, Stored] | None:
+def _student(source: str, weights: Weights) -> dict[str, Stored] | None:
     for prefix in _STUDENTS:
         student = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
         if student:
-            return dict(unwrapped(student))
+            return dict(unwrapped(source, student))
     return None
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint, Shape
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
@@ -98,7 +99,7 @@ def read_folder(folder: Path, stem: str) -> Weights | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises BadCheckpoint when the file is not a JSON object."""
     try:
-        value = json.loads(path.read_text())
+        value = strict_json.parse(path)
     except (OSError, ValueError) as error:
         raise BadCheckpoint(str(path), why=str(error)) from error
     if not isinstance(value, dict):

@@ -7,29 +7,38 @@ look-ahead and the length of the log's tail are known before any weight is read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from services.runtime import ranges
+from services.runtime.ranges import Range
 from services.runtime.strict_json import Misfit
 
 W2V_STRIDE = 320  # samples between frames of wav2vec 2.0: 50 per second at 16 kHz
 W2V_OVERHANG = 80  # its frames see 400 samples: 80 beyond their stride
+
+# As in `services.score.config`: beyond anything of use, and small enough to be laid out at once.
+Samples = Annotated[int, Range(1, 1 << 16)]
+Frequency = Annotated[float, Range(1, 192_000)]  # Hz
+Count = Annotated[int, Range(1, 4096)]
+Few = Annotated[int, Range(1, 64)]
+Frames = Annotated[int, Range(0, 3000)]  # of 20 ms: a minute
+_CONVOLUTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class MelConfig:
     """A log-mel spectrum whose frames end where their hop ends."""
 
-    sample_rate: int = 16_000  # Hz
-    hop: int = 160  # samples: 100 frames per second
-    window: int = 400  # samples, 25 ms
-    fft: int = 512  # points
-    bands: int = 80
-    low: float = 50.0  # Hz, lower edge of the first band
-    high: float = 7_600.0  # Hz, upper edge of the last band
+    sample_rate: Annotated[int, Range(1_000, 384_000)] = 16_000  # Hz
+    hop: Samples = 160  # samples: 100 frames per second
+    window: Samples = 400  # samples, 25 ms
+    fft: Annotated[int, Range(1, 1 << 14)] = 512  # points
+    bands: Annotated[int, Range(1, 1024)] = 80
+    low: Frequency = 50.0  # Hz, lower edge of the first band
+    high: Frequency = 7_600.0  # Hz, upper edge of the last band
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "hop", "bands", "low"):
-            _at_least(1, getattr(self, name), f"mel.{name}")
+        ranges.check(self, "mel")
         if not self.hop <= self.window <= self.fft:
             sizes = f"hop {self.hop}, window {self.window}, fft {self.fft}"
             raise Misfit("mel.window", got=sizes, expected="hop <= window <= fft")
@@ -49,19 +58,18 @@ class MelFrontEnd:
 
     kind: Literal["mel"] = "mel"
     mel: MelConfig = field(default_factory=MelConfig)
-    width: int = 128
-    kernel: int = 5  # mel frames
-    dilations: tuple[int, ...] = (1, 2, 4, 8)  # one convolution each
-    stride: int = 4  # mel frames per feature: 25 features per second
-    lookahead: int = 2  # features: 80 ms
+    width: Count = 128
+    kernel: Few = 5  # mel frames
+    dilations: tuple[Count, ...] = (1, 2, 4, 8)  # one convolution each
+    stride: Few = 4  # mel frames per feature: 25 features per second
+    lookahead: Annotated[int, Range(0, 1000)] = 2  # features: 80 ms
     controls: tuple[str, ...] = ("open", "spread", "round", "press", "teeth", "tongue")
 
     def __post_init__(self) -> None:
-        for name in ("width", "kernel", "stride"):
-            _at_least(1, getattr(self, name), f"front_end.{name}")
-        _at_least(0, self.lookahead, "front_end.lookahead")
-        if not self.dilations or min(self.dilations) < 1:
-            raise Misfit("front_end.dilations", got=self.dilations, expected="at least one, >= 1")
+        ranges.check(self, "front_end")
+        if not 1 <= len(self.dilations) <= _CONVOLUTIONS:
+            got, expected = f"{len(self.dilations)} of them", f"1 to {_CONVOLUTIONS}"
+            raise Misfit("front_end.dilations", got=got, expected=expected)
 
     @property
     def sample_rate(self) -> int:
@@ -112,14 +120,13 @@ class Wav2Vec2FrontEnd:
 
     kind: Literal["wav2vec2"] = "wav2vec2"
     states: Literal["last", "transformer", "all"] = "transformer"
-    every: int = 1  # 2: every other frame enters the transformer, 25 per second (MultiTalk)
-    block: int = 4  # features that share a window
-    left: int = 100  # frames of 20 ms heard before a block
-    right: int = 10  # frames of 20 ms heard after a block
+    every: Few = 1  # 2: every other frame enters the transformer, 25 per second (MultiTalk)
+    block: Few = 4  # features that share a window
+    left: Frames = 100  # frames of 20 ms heard before a block
+    right: Frames = 10  # frames of 20 ms heard after a block
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("block", 1), ("left", 0), ("right", 0)):
-            _at_least(least, getattr(self, name), f"front_end.{name}")
+        ranges.check(self, "front_end")
         if self.left % self.every:
             expected = f"a multiple of every ({self.every})"
             raise Misfit("front_end.left", got=self.left, expected=expected)
@@ -152,8 +159,3 @@ class Wav2Vec2FrontEnd:
     def lookahead_samples(self) -> int:
         """Samples after a feature's own that must be heard before it comes out, at most."""
         return self.right_samples + (self.block - 1) * self.hop
-
-
-def _at_least(least: float, value: float, name: str) -> None:
-    if value < least:
-        raise Misfit(name, got=value, expected=f"at least {least:g}")

@@ -38,10 +38,14 @@ class LogMel(nn.Module):
 
 
 def mel_bands(config: MelConfig) -> Tensor:
-    """Triangular filters [M, fft/2 + 1] of height 1, equally wide on the HTK mel scale."""
-    frequencies = torch.linspace(0, config.sample_rate / 2, config.fft // 2 + 1)
-    ends = _mel(torch.tensor([config.low, config.high]))
-    edges = _hertz(torch.linspace(float(ends[0]), float(ends[1]), config.bands + 2))
+    """Triangular filters [M, fft/2 + 1] of height 1, equally wide on the HTK mel scale.
+
+    Always on the host, even where a module is laid out without memory.
+    """
+    host = torch.device("cpu")
+    frequencies = torch.linspace(0, config.sample_rate / 2, config.fft // 2 + 1, device=host)
+    ends = _mel(torch.tensor([config.low, config.high], device=host))
+    edges = _hertz(torch.linspace(float(ends[0]), float(ends[1]), config.bands + 2, device=host))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising = (frequencies - left) / (centre - left)
     falling = (right - frequencies) / (right - centre)

@@ -112,15 +112,20 @@ def load_wav2vec(folder: Path, config: Wav2Vec2FrontEnd, device: torch.device) -
     """A network from a local folder in the layout of `transformers` (config.json and weights).
 
     Raises:
-        BadCheckpoint: not such a folder, or weights are missing.
+        BadCheckpoint: not such a folder, or weights are missing, unreadable or of another shape.
     """
     from transformers import Wav2Vec2Model
 
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(str(folder), why="no config.json: expected a wav2vec2 model folder")
-    network, found = Wav2Vec2Model.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-    )
+    try:
+        network, found = Wav2Vec2Model.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:
+        # A folder that lies fails wherever the library happens to be, with whatever it meets there.
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise BadCheckpoint(str(folder), why=why) from error
     # The mask embedding serves pre-training alone.
     missing = sorted(set(found["missing_keys"]) - {"masked_spec_embed"})
     if missing:
