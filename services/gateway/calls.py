@@ -61,7 +61,7 @@ _HEADER_SECONDS = 10.0  # to say what is wanted, once connected
 
 Requests = AsyncIterator[avatar_pb2.TalkRequest]
 # Makes the source of speech of one CONVERSE session.
-Conversation = Callable[[Session, Grant, Character], SpeechSource]
+Conversation = Callable[[Session, Grant], SpeechSource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class _Call:
                 session = self._session(parts, grant, start)
                 self._outbox.need_key_frame = session.ask_key_frame
                 self._outbox.tell(Event(ready=self._ready(parts, grant, start, resumed)))
-                source = self._source(session, grant, character)
+                source = self._source(session, grant)
                 keeping = (lease.keep(), self._ticket.keep(), self._going_away())
                 try:
                     await session.run(self._requests, source, *keeping)
@@ -226,11 +226,11 @@ class _Call:
             age=time() - grant.record.open_time.seconds,
         )
 
-    def _source(self, session: Session, grant: Grant, character: Character) -> SpeechSource:
+    def _source(self, session: Session, grant: Grant) -> SpeechSource:
         if grant.record.mode == avatar_pb2.TALK_MODE_DRIVE:
             return Drive(session)
         assert self._calls.conversation is not None
-        return self._calls.conversation(session, grant, character)
+        return self._calls.conversation(session, grant)
 
     async def _record(self, want: Wanted, character: Character) -> storage_pb2.SessionRecord:
         loaded = await self._calls.workshop.engines.loaded()

@@ -17,7 +17,7 @@ from dataclasses import replace
 from math import ceil
 
 from services.gateway.chunk import Chunk, SpeechPosition, TurnEnd
-from services.gateway.resample import Resampler
+from services.runtime.resample import Resampler
 from talkingmachines.errors import BadInput
 from talkingmachines.media import Mode, Pcm, SpeakerSpeech
 from talkingmachines.spec import StreamSpec

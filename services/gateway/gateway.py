@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
@@ -20,12 +20,14 @@ from services.gateway.auth import ApiKeys, Authenticator, Door, Tokens
 from services.gateway.avatars import Avatars
 from services.gateway.blobs import Blobs
 from services.gateway.calls import Calls, Conversation
+from services.gateway.converse import Converse
 from services.gateway.engines import Engines
 from services.gateway.index import Index
-from services.gateway.lease import Leases
+from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Workshop
 from services.gateway.replicas import Replicas
 from services.gateway.servicer import AvatarServicer
+from services.gateway.session import Session
 from services.gateway.settings import Settings
 from services.gateway.store import Certificates, Client, Store, connect
 from services.runtime.channel import open_channel
@@ -35,8 +37,13 @@ from services.runtime.metrics import GatewayMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.tracing import Tracing
 from talkingmachines.channel import DomainChannel
+from talkingmachines.media import spec_from_proto
 from talkingmachines.v1.avatar_pb2 import DESCRIPTOR
 from talkingmachines.v1.avatar_pb2_grpc import add_AvatarServiceServicer_to_server
+from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceStub
+
+if TYPE_CHECKING:  # a class that only the stubs' types have
+    from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceAsyncStub
 
 NAME = DESCRIPTOR.services_by_name["AvatarService"].full_name
 
@@ -47,13 +54,8 @@ async def gateway(
     *,
     drain: Drain,
     registry: CollectorRegistry,
-    conversation: Conversation | None = None,
 ) -> AsyncIterator[tuple[Server, Avatars]]:
-    """A gateway that serves while entered, and drains when left.
-
-    Args:
-        conversation: makes the source of speech for CONVERSE; None: only DRIVE is offered.
-    """
+    """A gateway that serves while entered, and drains when left."""
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("gateway", settings.telemetry))
@@ -71,7 +73,7 @@ async def gateway(
             ),
             drain=drain,
             metrics=metrics,
-            conversation=conversation,
+            conversation=await stack.enter_async_context(_conversation(settings)),
         )
         servicer = AvatarServicer(_door(settings), avatars, calls, metrics, settings.room)
         server = Server(
@@ -135,13 +137,37 @@ def _redis(settings: Settings) -> Client:
 
 
 def _channels(settings: Settings) -> list[DomainChannel]:
-    token = settings.engine_token_file
-    shown = [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
     # Ray Serve's ingress is shared by both, and chooses by this name; others do not look at it.
     return [
-        open_channel(peer, metadata=[("application", application), *shown])
+        open_channel(peer, metadata=[("application", application), *_token(settings)])
         for application, peer in (("score", settings.score), ("vae", settings.vae))
     ]
+
+
+def _token(settings: Settings) -> list[tuple[str, str]]:
+    token = settings.engine_token_file
+    return [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
+
+
+@asynccontextmanager
+async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None]:
+    """Makes the source of speech of a CONVERSE session; None without a bridge."""
+    if settings.bridge is None:
+        yield None
+        return
+    async with open_channel(settings.bridge, metadata=_token(settings)) as channel:
+        stub: LlmBridgeServiceAsyncStub = LlmBridgeServiceStub(channel)
+
+        def converse(session: Session, grant: Grant) -> Converse:
+            return Converse(
+                session,
+                stub,
+                session_id=grant.session_id,
+                persona=grant.record.persona,
+                spec=spec_from_proto(grant.record.spec, at="spec"),
+            )
+
+        yield converse
 
 
 def _door(settings: Settings) -> Door:

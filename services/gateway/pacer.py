@@ -65,6 +65,7 @@ class Playout:
     held_seconds: float = 0.0
     skew_seconds: float = 0.0  # pictures minus sound, as sent
     first_frame_seconds: float | None = None  # since the session was opened
+    answer_seconds: float | None = None  # CONVERSE: of the last answer, from the user's last sound
     stage_seconds: float = 0.0  # the slowest chunk of late, from being asked for to its last frame
 
 
@@ -341,7 +342,7 @@ class Pacer:
         self._played_at = self._clock()
 
     @property
-    def _shown(self) -> Position:
+    def shown(self) -> Position:
         """Where the client is now: what it reported, and the time that has passed since."""
         if not self._reported:
             return self._next
@@ -350,9 +351,14 @@ class Pacer:
         sample = self._played.sample + int(passed * spec.sample_rate)
         return Position(min(frame, self._next.frame), min(sample, self._next.sample))
 
+    def note_answer(self, seconds: float) -> None:
+        """The user waited so long for the first picture of an answer."""
+        self.playout.answer_seconds = seconds
+        self._metrics.answer.observe(seconds)
+
     def speaking(self, turn: int) -> bool:
         """Whether speech of `turn` or later was cut and is not played."""
-        playing = self._spec.chunk_of_sample(self._shown.sample)
+        playing = self._spec.chunk_of_sample(self.shown.sample)
         return any(
             entry.chunk.speech and entry.chunk.turn >= max(turn, self.turn)
             for entry in self._log.entries
@@ -361,7 +367,7 @@ class Pacer:
 
     def rewind(self, turn: int) -> Position:
         """Void what is not played; `turn` begins where the client is. Returns where that is."""
-        at, spec = self._shown, self._spec
+        at, spec = self.shown, self._spec
         playing = -(-at.frame // spec.frames_per_chunk)  # one past the chunk being shown
         floor = spec.first_sample(at.frame // spec.frames_per_chunk)
         at = Position(at.frame, min(max(at.sample, floor), spec.first_sample(playing)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from services.gateway.chunk import Rewind
 from services.gateway.limits import Allowance, SessionLimits
+from services.gateway.log import SessionLog
 from services.gateway.outbox import Event
 from services.gateway.pacer import Position
 from services.gateway.parts import Parts
@@ -122,6 +123,30 @@ class Session:
     def tell(self, event: Event) -> None:
         self._parts.outbox.tell(event)
 
+    def answered(self, seconds: float) -> None:
+        """Note how long the user waited for the character's answer."""
+        self._parts.pacer.note_answer(seconds)
+
+    # ---- What a source of speech can see ----
+
+    @property
+    def log(self) -> SessionLog:
+        return self._parts.log
+
+    @property
+    def newest_turn(self) -> int:
+        return self._parts.chunker.newest_turn
+
+    @property
+    def buffered_seconds(self) -> float:
+        """Speech that waits to be put into chunks."""
+        return self._parts.chunker.buffered_seconds
+
+    @property
+    def shown(self) -> Position:
+        """Where the client is now."""
+        return self._parts.pacer.shown
+
     # ---- What the client says ----
 
     async def _listen(
@@ -136,6 +161,7 @@ class Session:
                 )
             self._hear(request, source)
         self._heard_at = float("inf")  # it hung up: what was sent is played to its end
+        source.hang_up()
         self._parts.chunker.end_all()
         self._parts.pacer.hang_up()
 
@@ -144,7 +170,7 @@ class Session:
             case "open":
                 raise BadInput("open", got="a second one", expected="one, as the first message")
             case "interrupt":
-                self.interrupt(request.interrupt.turn)
+                source.interrupt(request.interrupt.turn)
             case "playback":
                 self._played(request.playback)
             case "key_frame":

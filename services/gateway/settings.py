@@ -72,6 +72,7 @@ class Settings(ServiceSettings):
     listen: Listen = Listen(port=50050)
     score: EnginePeer
     vae: EnginePeer
+    bridge: Peer | None = None  # to a speech model; not given: only DRIVE is offered
     engine_token_file: FilePath | None = None  # the fleet's shared token
     redis: Redis
     blobs_url: str  # file:///..., s3://..., gs://...: pictures and conditioning of avatars

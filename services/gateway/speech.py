@@ -49,6 +49,12 @@ class SpeechSource(Protocol):
             BadInput: it cannot be used; names the field.
         """
 
+    def interrupt(self, turn: int) -> None:
+        """The client wants silence; `turn` as in its message."""
+
+    def hang_up(self) -> None:
+        """The client will say nothing more."""
+
     async def run(self, character: Character) -> None:
         """Let the character speak, as long as the session lasts."""
 
@@ -72,6 +78,12 @@ class Drive:
                 self._character.end_of_speech(request.end_of_speech.speaker)
             case other:
                 raise BadInput(other or "message", got="a message", expected="it only in CONVERSE")
+
+    def interrupt(self, turn: int) -> None:
+        self._character.interrupt(turn)
+
+    def hang_up(self) -> None:
+        """What was sent is played to its end."""
 
     async def run(self, character: Character) -> None:
         """Nothing comes but from the client."""

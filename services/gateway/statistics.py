@@ -63,4 +63,6 @@ def statistics(parts: Parts) -> avatar_pb2.Statistics:
     )
     if playout.first_frame_seconds is not None:
         message.first_frame.CopyFrom(duration.to_proto(playout.first_frame_seconds))
+    if playout.answer_seconds is not None:
+        message.answer.CopyFrom(duration.to_proto(playout.answer_seconds))
     return message

@@ -166,3 +166,6 @@ class LocalCall(Generic[Q]):
             self._queue.put_nowait(None)
         except TalkingMachinesError as error:
             self._queue.put_nowait(error)
+        except asyncio.CancelledError:
+            self._queue.put_nowait(Unavailable("cancelled", retry_after=0))
+            raise

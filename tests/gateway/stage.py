@@ -22,7 +22,7 @@ from services.gateway.pacer import Lead, Pacer, Position
 from services.gateway.parts import Parts
 from services.gateway.session import Session
 from services.gateway.spans import Spans
-from services.gateway.speech import Drive
+from services.gateway.speech import Drive, SpeechSource
 from services.gateway.statistics import Standing
 from services.gateway.wake import Wake
 from services.gateway.wires import ScoreWire, VaeWire
@@ -168,6 +168,7 @@ async def stage(
     work_seconds: float = 0.05,
     spec: StreamSpec = SPEC,
     tail_latents: int = 8,
+    source: Callable[[Session], SpeechSource] = Drive,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[Stage]:
     """A session whose client reads; leaving waits for the session's end and raises its error."""
@@ -245,7 +246,7 @@ async def stage(
 
     await parts.score.open(running=False)
     await parts.vae.open(running=False)
-    running = asyncio.create_task(session.run(sent(), Drive(session)))
+    running = asyncio.create_task(session.run(sent(), source(session)))
     reading = asyncio.create_task(client.read(outbox))
     try:
         yield Stage(score, vae, session, parts, client, requests, metrics, registry)

@@ -153,7 +153,7 @@ def test_a_position_is_believed_within_reason() -> None:
 
         def shown(frame: int, sample: int = 0, turn: int = 0) -> Position:
             hand.pacer.played(Position(frame, sample), turn=turn)
-            return hand.pacer._shown
+            return hand.pacer.shown
 
         assert shown(1_000, 10**9) == hand.pacer.next
         assert shown(3) == hand.pacer.next  # less than before

@@ -1,7 +1,8 @@
-"""Bring speech of any rate to the stream's rate, once, at the entrance.
+"""Bring speech of any rate to the rate that is needed, once, at the entrance.
 
-On the path: client → **resample** → chunker. The filter is the one of FFmpeg (swresample); it
-keeps its history, so pieces of any size give the samples that the whole would give.
+On the path: client → **resample** → chunker, and user → **resample** → speech model. The filter is
+the one of FFmpeg (swresample); it keeps its history, so pieces of any size give the samples that
+the whole would give. Imported by services that have `av`; the runtime itself does without.
 """
 
 from __future__ import annotations
