@@ -26,7 +26,7 @@ Metadata = Sequence[tuple[str, str]]
 Options = list[tuple[str, int]]
 
 _WRITE_FAILED = "Internal error from Core"
-_STATUS_SECONDS = 1.0  # the server's status is on its way when a write fails
+_STATUS_SECONDS = 10.0  # the server's status is on its way when a write fails; replies precede it
 _POLL_SECONDS = 0.001
 _LONGEST_KEEPALIVE = 86_400  # seconds
 _STREAMS = 1_000
