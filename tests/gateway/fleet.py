@@ -23,6 +23,7 @@ from services.gateway.avatars import Avatars
 from services.gateway.gateway import gateway
 from services.gateway.pacer import Lead
 from services.gateway.settings import EnginePeer, Redis, Settings
+from services.local.ports import free_port
 from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
 from services.runtime.metrics import RpcMetrics
@@ -77,7 +78,12 @@ async def eventually(true: Callable[[], Any], seconds: float = 8) -> None:
 
 @contextmanager
 def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
+    """A Redis of this test run's own.
+
+    Left to itself a server takes the first port that is free from a fixed one on, so runs beside
+    each other end up with the same, and empty it under each other.
+    """
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 
@@ -239,6 +245,10 @@ class Talk:
         await self.until(lambda talk: talk.told("ready"), seconds)
         ready: avatar_pb2.Ready = self.told("ready")[0]
         return ready
+
+    @property
+    def ended(self) -> bool:
+        return self._reading.done()
 
     def vanish(self) -> None:
         self.call.cancel()

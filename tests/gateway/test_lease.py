@@ -20,6 +20,7 @@ from services.gateway.log import Entry, SessionLog
 from services.gateway.pacer import Position
 from services.gateway.record import entry_from_proto, entry_to_proto
 from services.gateway.store import Certificates, Store, connect
+from services.local.ports import free_port
 from services.runtime.metrics import GatewayMetrics
 from talkingmachines.errors import Fenced, NotFound, Unavailable
 from talkingmachines.media import Latents, Mode, Pcm, SpeakerSpeech, Tensor
@@ -175,7 +176,7 @@ class TestWrites:
 
 
 async def test_redis_away_is_said_and_over_when_it_is_back() -> None:
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_port())
     server.start()
     async with leases(server) as (one, _):
         port = server.port
