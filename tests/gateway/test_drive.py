@@ -46,10 +46,10 @@ async def said(
     """A call that says `speech` with its first chunk, whatever else happens."""
     talk = Talk().start(one.stub, avatar_id=avatar, mode=DRIVE, seed=seed)
     talk.say(speech, pieces=400)
+    talk.hang_up()  # at the same moment of every call, however long the disturbance takes
     await talk.ready()
     if meanwhile is not None:
         await meanwhile(talk)
-    talk.hang_up()
     return await talk.over()
 
 
