@@ -371,6 +371,8 @@ class Pacer:
         playing = -(-at.frame // spec.frames_per_chunk)  # one past the chunk being shown
         floor = spec.first_sample(at.frame // spec.frames_per_chunk)
         at = Position(at.frame, min(max(at.sample, floor), spec.first_sample(playing)))
+        unheard = max(0, self._next.sample - at.sample) / spec.sample_rate
+        self._metrics.interrupt_to_silence.observe(unheard)
         boundary = spec.first_frame(playing)
         kept = {
             number: replace(frame, turn=turn)

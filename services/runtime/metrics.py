@@ -263,7 +263,7 @@ class GatewayMetrics(MetricSet):
     )
     interrupt_to_silence = _histogram(
         "tm_interrupt_to_silence_seconds",
-        "From an interruption to the last sound sent.",
+        "Sound sent beyond the place where an interruption cut: the longest it can still be heard.",
         SILENCE_BUCKETS,
     )
     av_skew = _histogram(

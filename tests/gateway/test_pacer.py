@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 
 from services.gateway.chunk import Rewind
@@ -51,6 +52,7 @@ class Hand:
         self.seen = Seen()
         self.log = SessionLog(SPEC)
         self.chunker = Chunker(SPEC, speakers=1)
+        self.registry = CollectorRegistry()
         self.pacer = Pacer(
             SPEC,
             self.log,
@@ -58,7 +60,7 @@ class Hand:
             self.seen,
             lead=Lead(),
             keep=2,
-            metrics=GatewayMetrics(CollectorRegistry()),
+            metrics=GatewayMetrics(self.registry),
             spans=Spans(Tracing("gateway", Telemetry())),
             start=Position(0, 0),
             opened_at=0.0,
@@ -136,6 +138,8 @@ def test_what_the_client_shows_again_comes_at_once() -> None:
         hand.pacer.played(Position(5, SPEC.sample_of_frame(5)), turn=0)
         hand.chunker.interrupt(1)
         hand.pacer.rewind(1)
+        unheard = hand.registry.get_sample_value("tm_interrupt_to_silence_seconds_sum")
+        assert unheard == pytest.approx(5 / 25)  # frames 5 to 9 were on their way
         hand.give(5, 12, turn=1)
         return await hand.end()
 
