@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import structlog
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoScriptError, RedisError
 
 from services.runtime.metrics import GatewayMetrics
@@ -72,7 +73,7 @@ class Store:
         started = clock()
         try:
             with _cancellation_kept():
-                result = await command(self._client)
+                result = await self._answer(command)
         except NoScriptError as error:
             raise _Unknown from error
         except (RedisError, OSError, TimeoutError) as error:
@@ -87,6 +88,13 @@ class Store:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _answer(self, command: Callable[[Any], Awaitable[T]]) -> T:
+        """What Redis says: a pooled connection may have died with a Redis that is back by now."""
+        try:
+            return await command(self._client)
+        except ConnectionLost:
+            return await command(self._client)
 
     def _seen(self, *, up: bool, error: Exception | None = None) -> None:
         if up != self._up:

@@ -127,6 +127,19 @@ async def resumed(talk: Talk, stub: Any) -> Talk:
             await asyncio.sleep(0.2)
 
 
+async def taken(caller: Caller, stub: Any) -> None:
+    """Wait until new calls are taken: who is told to try again does."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            talk = await caller.call(stub)
+            talk.hang_up()
+            await talk.over(PATIENCE)
+            if talk.error is None:
+                return
+            assert isinstance(talk.error, Unavailable), talk.error
+            await asyncio.sleep(0.2)
+
+
 def _answered(talk: Talk) -> bool:
     return bool(talk.told("ready") or talk.error)
 

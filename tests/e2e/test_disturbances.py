@@ -36,6 +36,7 @@ from tests.e2e.calls import (
     check_same,
     heard_out,
     resumed,
+    taken,
 )
 from tests.e2e.fleet import RunningFleet, fleet
 from tests.e2e.model import write_model
@@ -111,7 +112,7 @@ async def test_callers_at_once_never_exchange_a_byte_and_dozens_of_hand_overs_ch
         got = await heard_out([await caller.call(stub) for caller in callers])
     told("hand-overs", got)
     check_same(callers, got, alone)
-    assert sum(seen.hand_overs for seen in got) >= 3 * len(callers)
+    assert sum(seen.hand_overs for seen in got) >= 2 * len(callers)
     assert sum(seen.rebuilds for seen in got) == 0
 
 
@@ -131,6 +132,7 @@ async def test_a_process_killed_in_the_middle_of_speech_changes_nothing(
             if await _noticed(talks):
                 break  # else nobody was attached to that one
         got = await heard_out(talks)
+        await taken(TWO[0], stub)
     told(f"SIGKILL of {victim}", got)
     check_same(TWO, got, alone)
     if victim != "valkey-server":
