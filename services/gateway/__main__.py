@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 from prometheus_client import CollectorRegistry
 
 from services.gateway.gateway import gateway
 from services.gateway.settings import Settings
-from services.runtime import logs
 from services.runtime.drain import Drain
-from services.runtime.server import CannotListen
-from services.runtime.settings import BadSettings, read
+from services.runtime.program import run
 
 
-async def _run(settings: Settings) -> None:
+async def _serve(settings: Settings) -> None:
     drain = Drain(settings.listen.drain_seconds)
     with drain.on_signals():
         async with gateway(settings, drain=drain, registry=CollectorRegistry()):
@@ -23,12 +18,7 @@ async def _run(settings: Settings) -> None:
 
 
 def main() -> None:
-    try:
-        settings = read(Settings)
-        logs.configure("gateway", level=settings.telemetry.log_level)
-        asyncio.run(_run(settings))
-    except (BadSettings, CannotListen) as error:
-        sys.exit(str(error))
+    run("gateway", Settings, _serve)
 
 
 if __name__ == "__main__":

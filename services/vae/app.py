@@ -15,20 +15,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.serve import Application
 
-from services.runtime import logs
-from services.runtime.drain import Drain
-from services.runtime.ingress import Ingress, IngressContext
-from services.runtime.metrics import RpcMetrics
+from services.runtime.hosting import behind_ingress
+from services.runtime.ingress import IngressContext
 from services.runtime.replicas import deployment
-from services.runtime.rpc import Rpcs
 from services.runtime.settings import read
-from services.runtime.tracing import Tracing
 from services.vae.replica import NAME, replica
 from services.vae.settings import Settings
 from talkingmachines.v1 import vae_pb2
@@ -53,26 +49,20 @@ class VaeReplica:
     """One replica: what Serve calls."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        logs.configure("vae", level=settings.telemetry.log_level)
-        drain, registry = Drain(settings.terms.longest_seconds), CollectorRegistry()
         self._stack = AsyncExitStack()
-        tracing = self._stack.enter_context(Tracing("vae", settings.telemetry))
-        self._replica = await self._stack.enter_async_context(
-            replica(
+        hosted = behind_ingress(
+            "vae",
+            NAME,
+            partial(
+                replica,
                 settings,
-                drain=drain,
-                registry=registry,
-                tracing=tracing,
                 name=serve.get_replica_context().replica_id.unique_id,
-            )
-        )
-        rpcs = Rpcs(
-            drain=drain,
-            metrics=RpcMetrics(registry),
-            tracing=tracing,
+            ),
+            terms=settings.terms,
+            telemetry=settings.telemetry,
             unary_deadline_seconds=settings.unary_deadline_seconds,
         )
-        self._ingress = Ingress(NAME, rpcs, drain=drain)
+        self._replica, self._ingress = await self._stack.enter_async_context(hosted)
 
     async def __del__(self) -> None:
         """Serve awaits it when nothing is attached any more."""
