@@ -134,7 +134,10 @@ async def _character(client: Client, wish: Wish) -> AsyncIterator[str]:
 
 
 def _queued(queued: avatar_pb2.Queued) -> None:
-    _errors.print(f"waiting: number {queued.position} of {queued.depth}")
+    line = f"waiting: number {queued.position} of {queued.depth}"
+    if queued.HasField("expected_wait"):
+        line += f", about {duration.from_proto(queued.expected_wait):.0f} s"
+    _errors.print(line)
 
 
 @contextmanager
