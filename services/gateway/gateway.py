@@ -35,6 +35,7 @@ from services.runtime.drain import Drain
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.metrics import GatewayMetrics, RpcMetrics
 from services.runtime.server import Server, Service
+from services.runtime.token import shown
 from services.runtime.tracing import Tracing
 from talkingmachines.channel import DomainChannel
 from talkingmachines.media import spec_from_proto
@@ -145,8 +146,8 @@ def _channels(settings: Settings) -> list[DomainChannel]:
 
 
 def _token(settings: Settings) -> list[tuple[str, str]]:
-    token = settings.engine_token_file
-    return [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
+    file = settings.engine_token_file
+    return [shown(file)] if file else []
 
 
 @asynccontextmanager

@@ -6,7 +6,6 @@ On the path: gateway → **servicer** → conversation.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from services.runtime.drain import Drain
 from services.runtime.interceptor import Context
 from services.runtime.logs import about
 from services.runtime.metrics import BridgeMetrics
+from services.runtime.token import FleetToken
 from talkingmachines import duration
-from talkingmachines.errors import BadInput, NoCapacity, TimedOut, Unauthenticated
+from talkingmachines.errors import BadInput, NoCapacity, TimedOut
 from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
 from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceServicer
 
@@ -41,7 +41,7 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
     """LlmBridgeService over one speech model.
 
     Args:
-        token: that callers must show; None: everybody may call.
+        token: that callers must show.
         most: conversations at once.
     """
 
@@ -49,14 +49,14 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
     patience: Patience
     drain: Drain
     metrics: BridgeMetrics
-    token: str | None
+    token: FleetToken
     most: int
     _running: int = 0
 
     async def Converse(
         self, request_iterator: Requests, context: Context
     ) -> AsyncIterator[Response]:
-        self._check(context)
+        self.token.check(context)
         opening = await _header(request_iterator)
         if self._running >= self.most:
             raise NoCapacity("a conversation", retry_after=_FULL_SECONDS)
@@ -111,14 +111,6 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
             time_left=duration.to_proto(self.drain.remaining),
         )
         outbox.put_nowait(Response(hand_over=hand_over))
-
-    def _check(self, context: Context) -> None:
-        """Whether the caller shows the fleet's token."""
-        if self.token is None:
-            return
-        shown = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(shown).encode(), f"Bearer {self.token}".encode()):
-            raise Unauthenticated("the fleet's token is needed")
 
 
 async def _header(requests: Requests) -> llm_bridge_pb2.ConverseOpen:
