@@ -165,6 +165,7 @@ async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None
                 stub,
                 session_id=grant.session_id,
                 persona=grant.record.persona,
+                said=grant.conversation,
                 spec=spec_from_proto(grant.record.spec, at="spec"),
             )
 

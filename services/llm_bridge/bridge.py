@@ -11,6 +11,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from services.llm_bridge.installed import check
 from services.llm_bridge.persona import Patience
 from services.llm_bridge.servicer import LlmBridgeServicer
 from services.llm_bridge.settings import Settings
@@ -31,7 +32,12 @@ NAME = DESCRIPTOR.services_by_name["LlmBridgeService"].full_name
 async def bridge(
     settings: Settings, *, drain: Drain, registry: CollectorRegistry
 ) -> AsyncIterator[Server]:
-    """A bridge that serves while entered, and drains when left."""
+    """A bridge that serves while entered, and drains when left.
+
+    Raises:
+        NotInstalled: something that the settings ask for is missing.
+    """
+    check(settings)
     metrics = BridgeMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("bridge", settings.telemetry))

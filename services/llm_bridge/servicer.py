@@ -6,15 +6,30 @@ On the path: gateway → **servicer** → conversation.
 from __future__ import annotations
 
 import asyncio
+<<<<<<< HEAD
 from collections.abc import AsyncIterator
+=======
+import hmac
+from collections.abc import AsyncIterator, Sequence
+>>>>>>> bridge
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from services.llm_bridge.conversation import Conversation, Response
-from services.llm_bridge.persona import Patience, persona_from_proto
-from services.llm_bridge.speech_model import Asked, Line, Party, Past, SpeechModel, Told
+from services.llm_bridge.persona import Patience, Persona, persona_from_proto
+from services.llm_bridge.speech_model import (
+    Asked,
+    Cue,
+    Greet,
+    Line,
+    Party,
+    Past,
+    Reply,
+    SpeechModel,
+    Told,
+)
 from services.runtime.drain import Drain
 from services.runtime.interceptor import Context
 from services.runtime.logs import about
@@ -82,7 +97,7 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
                 persona,
                 rate=self.model.sample_rate,
                 next_turn=opening.next_turn,
-                fresh=opening.next_turn <= 1 and not opening.history,
+                owed=_owed(persona, history, fresh=opening.next_turn <= 1),
                 tell=outbox.put_nowait,
                 metrics=self.metrics,
             )
@@ -123,6 +138,17 @@ async def _header(requests: Requests) -> llm_bridge_pb2.ConverseOpen:
         got = "nothing" if first is None else first.WhichOneof("message") or "nothing"
         raise BadInput("message", got=got, expected="open, as the first message")
     return first.open
+
+
+def _owed(persona: Persona, history: Sequence[Past], *, fresh: bool) -> Cue | None:
+    """What the character is to say by itself: a greeting, or an answer that another bridge owed."""
+    match history[-1] if history else None:
+        case Line(party=Party.USER) | Told():
+            return Reply()
+        case None if fresh and persona.greeting:
+            return Greet(persona.greeting)
+        case _:
+            return None
 
 
 def _past(event: llm_bridge_pb2.PastEvent) -> Past | None:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from talkingmachines.cli import avatars as avatars_command
+from talkingmachines.cli import converse as converse_command
 from talkingmachines.cli import demo as demo_command
 from talkingmachines.cli import doctor as doctor_command
 from talkingmachines.cli import status as status_command
@@ -68,6 +69,9 @@ def talk(
     avatar: Annotated[
         str | None, typer.Option(help="A character's id or name, or a picture file.")
     ] = None,
+    converse: Annotated[
+        bool, typer.Option("--converse", help="Ask it instead, and film how it answers.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same film.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait when the fleet is full.")] = 60.0,
     server: Address = None,
@@ -76,10 +80,11 @@ def talk(
     tls_ca: Authorities = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a character say a recording, and keep the film."""
+    """Let a character say a recording, or answer it, and keep the film."""
     where = Server(server, key, tls_ca, tls=tls)
     wish = talk_command.Wish(speech, out, avatar, seed, wait)
-    _run(talk_command.talk(where, wish, as_json=as_json))
+    command = converse_command.converse if converse else talk_command.talk
+    _run(command(where, wish, as_json=as_json))
 
 
 @app.command()

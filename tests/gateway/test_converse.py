@@ -19,7 +19,7 @@ from services.llm_bridge.servicer import LlmBridgeServicer
 from services.runtime.drain import Drain
 from services.runtime.metrics import BridgeMetrics
 from talkingmachines.errors import BadInput, Unavailable
-from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
+from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2, storage_pb2
 from tests.fakes.replica import LocalCall
 from tests.fakes.speech_parts import Echo, Model
 from tests.gateway.stage import SPEC, Client, Stage, stage
@@ -135,6 +135,7 @@ async def call(
             session_id="s",
             persona=avatar_pb2.Persona(**persona),
             spec=SPEC,
+            said=storage_pb2.Conversation(),
         )
 
     async with stage(source=source) as on:
