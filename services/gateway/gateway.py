@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from services.gateway.avatars import Avatars
 from services.gateway.blobs import Blobs
 from services.gateway.calls import Calls, Conversation
 from services.gateway.converse import Converse
+from services.gateway.deletion_cost import DeletionCost, deletion_cost
 from services.gateway.engines import Engines
 from services.gateway.index import Index
 from services.gateway.lease import Grant, Leases
@@ -76,6 +78,10 @@ async def gateway(
             metrics=metrics,
             conversation=await stack.enter_async_context(_conversation(settings)),
         )
+        told = list[DeletionCost]()
+        if settings.pod is not None:
+            cost = deletion_cost(settings.pod, lambda: leases.holding, environment=os.environ)
+            told.append(await stack.enter_async_context(cost))
         servicer = AvatarServicer(_door(settings), avatars, calls, metrics, settings.room)
         server = Server(
             settings.listen,
@@ -88,7 +94,9 @@ async def gateway(
         endpoint = HttpEndpoint(settings.endpoint, registry=registry, checks={})
         await stack.enter_async_context(endpoint)
         await stack.enter_async_context(server)
-        await stack.enter_async_context(_beside(drain, engines.watch(), replicas.write()))
+        await stack.enter_async_context(
+            _beside(drain, engines.watch(), replicas.write(), *(cost.publish() for cost in told))
+        )
         yield server, avatars
 
 

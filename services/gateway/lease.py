@@ -116,6 +116,7 @@ class Leases:
         self._store = store
         self._owner = owner
         self._metrics = metrics
+        self.holding = 0  # sessions, now
         self.window = window
         # Renewed every third of it: when a gateway dies, at least the window is left.
         self.lifetime = 1.5 * window
@@ -204,6 +205,7 @@ class Leases:
 
     def held(self, change: int) -> None:
         """Count sessions that are held."""
+        self.holding += change
         self._metrics.leases.inc(change)
 
     async def _create(self, grant: Grant) -> None:

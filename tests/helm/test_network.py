@@ -41,7 +41,7 @@ def named_peers() -> list[str]:
 @pytest.fixture(scope="module")
 def policies() -> dict[str, Manifest]:
     apart = ("engines.layout=apart", *(f"{name}.workers.replicasPerPod=10" for name in ENGINES))
-    own_redis = manifests("cpu", *apart, *named_peers())
+    own_redis = manifests("cpu", *apart, *named_peers(), "gateway.deletionCost.enabled=true")
     return of_kind(own_redis, "NetworkPolicy")
 
 
