@@ -6,12 +6,7 @@ On the path: gateway → **servicer** → conversation.
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-from collections.abc import AsyncIterator
-=======
-import hmac
 from collections.abc import AsyncIterator, Sequence
->>>>>>> bridge
 from contextlib import suppress
 from dataclasses import dataclass
 
