@@ -18,6 +18,7 @@ from services.runtime.drain import Drain
 from services.runtime.metrics import BridgeMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.settings import Listen, Peer, Telemetry
+from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
 from talkingmachines.errors import Fenced
 from talkingmachines.v1 import avatar_pb2
@@ -34,7 +35,7 @@ async def bridge(model: Model) -> AsyncIterator[Peer]:
     """A real bridge over a model of known answers."""
     registry, drain = CollectorRegistry(), Drain(0)
     metrics, patience = BridgeMetrics(registry), Patience(silence_timeout=0)
-    servicer = LlmBridgeServicer(model, patience, drain, metrics, token=None, most=4)
+    servicer = LlmBridgeServicer(model, patience, drain, metrics, FleetToken(None), most=4)
     server = Server(
         Listen(notice_seconds=0, drain_seconds=0),
         [Service(NAME, partial(add_LlmBridgeServiceServicer_to_server, servicer))],
