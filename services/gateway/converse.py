@@ -83,7 +83,7 @@ class Converse:
         self._spoken = Spoken(spec, session.log)
         self._clock = asyncio.get_running_loop().time
         self._unsent: asyncio.Queue[Request] | None = None  # while a bridge is there
-        self._written: deque[avatar_pb2.Text] = deque(maxlen=_MOST_WRITTEN)  # for a bridge to come
+        self._written: deque[avatar_pb2.Transcript] = deque(maxlen=_MOST_WRITTEN)  # nobody read it
         self._call: Any = None
         self._rate = 0  # of the bridge's speech, Hz
         self._held: deque[Pcm] = deque()  # speech that is not needed yet
@@ -111,10 +111,7 @@ class Converse:
                 self._send(end_of_speech=request.end_of_speech)
             case "text":
                 check_text(request.text.text, least=1, most=10_000, at="text.text")
-                self._asked_at = self._clock()
-                if self._unsent is None:
-                    self._written.append(request.text)
-                self._send(text=request.text)
+                self._wrote(request.text.text)
             case "tool_result":
                 result = request.tool_result
                 check_text(result.result_json, most=_RESULT, at="tool_result.result_json")
@@ -143,6 +140,29 @@ class Converse:
         self._unsent = None
         if self._call is not None:
             self._call.cancel()
+
+    def _wrote(self, text: str) -> None:
+        """The user typed: as if it had been said now."""
+        self._asked_at, now = self._clock(), self._session.shown.sample
+        words = avatar_pb2.Transcript(
+            party=avatar_pb2.PARTY_USER,
+            turn=self._session.newest_turn + 1,
+            text=text,
+            final=True,
+            first_sample=now,
+            end_sample=now,
+        )
+        self._history.number(words)
+        self._session.tell(Event(transcript=words))
+        if self._unsent is None:
+            self._written.append(words)
+        else:
+            self._ask(words)
+
+    def _ask(self, words: avatar_pb2.Transcript) -> None:
+        self._history.said(words)
+        self._remember()
+        self._send(text=avatar_pb2.Text(text=words.text))
 
     def _checked(self, message: media_pb2.Pcm) -> media_pb2.Pcm:
         pcm = Pcm.from_proto(message, at="audio")
@@ -231,7 +251,7 @@ class Converse:
     def _found(self) -> None:
         self._user_before = self._user_sample
         while self._written:
-            self._send(text=self._written.popleft())
+            self._ask(self._written.popleft())
         if self._told_down:
             self._told_down = False
             kind = avatar_pb2.NOTICE_KIND_MODEL_AVAILABLE

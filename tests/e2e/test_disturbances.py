@@ -63,7 +63,8 @@ def restless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]
     limits = {"SESSION__IDLE_SECONDS": "20", "SESSION__MESSAGES_PER_SECOND": "600"}
     room = {"ROOM__SECONDS": "2", "RESUME_SECONDS": f"{PATIENCE:g}"}
     gateway = patience | limits | room
-    with fleet(folder, gateway=gateway, SESSIONS="8", SCORE=_ENGINE, VAE=_ENGINE) as one:
+    engines = {"SCORE": _ENGINE, "VAE": _ENGINE}
+    with fleet(folder, gateway=gateway, SESSIONS="8", CONVERSE="false", **engines) as one:
         yield one
 
 

@@ -189,6 +189,8 @@ def test_what_the_user_says_is_answered() -> None:
     assert "".join(it.text for it in pieces).strip() == answer.text
     assert [it.first_sample for it in pieces] == sorted(it.first_sample for it in pieces)
     assert [it.speaking for it in client.told("user_speech")] == [True, False]
+    assert question.utterance == 1
+    assert {it.utterance for it in (*pieces, answer)} == {2}
 
 
 def test_an_answer_much_longer_than_what_may_wait_is_said_whole() -> None:
@@ -282,6 +284,7 @@ def test_noise_without_words_lets_the_character_go_on() -> None:
 
     client = run_virtual(main())
     assert notices(client) == [avatar_pb2.NOTICE_KIND_FALSE_INTERRUPTION]
+    assert client.told("notice")[0].turn == 1
     first, second = finals(client, CHARACTER)
     assert (first.interrupted, second.interrupted) == (True, False)
     assert [it.turn for it in client.told("turn_started")] == [1, 3]
@@ -399,16 +402,34 @@ def test_the_next_bridge_knows_what_was_called_and_what_came_of_it(away: bool) -
     ]
 
 
+def test_what_a_lost_bridge_owes_is_answered_by_the_next() -> None:
+    async def main() -> tuple[Client, Bridge]:
+        async with call() as user:
+            user.speak(0.6, "Tell me")
+            await user.hears(lambda client: finals(client, USER))
+            user.bridge.calls[-1].cancel()
+            await user.hears(lambda client: finals(client, CHARACTER))
+        return user.on.client, user.bridge
+
+    client, bridge = run_virtual(main())
+    assert len(bridge.opened) == 2
+    assert [it.text for it in finals(client, CHARACTER)] == ["Tell me"]
+
+
 def test_a_bridge_lost_in_the_middle_of_an_answer_lets_the_rest_be_said() -> None:
-    async def main() -> Client:
+    async def main() -> tuple[Client, Bridge]:
         async with call() as user:
             user.speak(0.6, "One two three four five six seven")
             await user.hears(speaks(1))
             user.bridge.calls[-1].cancel()
-            await user.hears(lambda client: client.told("turn_ended"))
-        return user.on.client
+            await user.hears(lambda client: finals(client, CHARACTER))
+        return user.on.client, user.bridge
 
-    client = run_virtual(main())
+    client, bridge = run_virtual(main())
+    (answer,) = finals(client, CHARACTER)
+    assert (answer.text, answer.interrupted) == ("One two three four five six seven", False)
+    assert [it.transcript.text for it in bridge.opened[-1].history] == [answer.text] * 2
+    assert len(client.told("turn_started")) == 1  # nobody answers twice
     assert notices(client) == [DOWN, UP]
     said = spoken(client, 1)
     assert np.count_nonzero(said) > SPEC.sample_rate  # more than had been played then

@@ -75,6 +75,25 @@ def test_recognition_is_done_while_the_pause_is_still_waited_for() -> None:
     assert len(model.recogniser.sounds) == 1
 
 
+def test_typing_over_an_answer_ends_it_with_what_was_heard() -> None:
+    async def story(call: Call, model: Model) -> None:
+        await say(call, 0.5, "One two three four five six seven eight", model)
+        await call.ended(1)
+        call.send(text=avatar_pb2.Text(text="Stop"))
+        await call.until(lambda call: call.told("interrupted"))
+        call.played(1, model.sample_rate // 2)
+        await call.until(lambda call: call.told("turn_started")[-1].turn == 3)
+
+    call, model = held(story, persona())
+    (cut,) = call.finals(CHARACTER)
+    assert (cut.text, cut.interrupted) == ("One two", True)
+    assert [line.text for line in model.writer.seen[-1]] == [  # type: ignore[attr-defined]
+        "One two three four five six seven eight",
+        "One two",
+        "Stop",
+    ]
+
+
 def test_who_goes_on_after_a_pause_is_understood_as_a_whole() -> None:
     async def story(call: Call, model: Model) -> None:
         model.recogniser.texts += ["I was", "I was going to say"]

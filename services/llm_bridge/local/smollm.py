@@ -6,6 +6,7 @@ packages (extra `smollm`) are built from source when they are installed, so they
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,9 @@ from services.runtime.device import DeviceThread
 
 _CONTEXT = 2048  # tokens
 _ANSWER = 120
+_SENTENCES = 3  # left to itself it rambles until it is cut off in the middle of a word
 _LINES = 8  # a small model is confused by more
+_END = re.compile(r"[.!?]+")
 
 
 class SmolLmWriter:
@@ -41,10 +44,14 @@ class SmolLmWriter:
         answer = self._model.create_chat_completion(
             asked, stream=True, max_tokens=_ANSWER, temperature=0.6, repeat_penalty=1.1
         )
+        written = ""
         for event in answer:
-            text = event["choices"][0]["delta"].get("content")
+            text = event["choices"][0]["delta"].get("content") or ""
             if text:
                 yield text
+            written += text
+            if len(_END.findall(written)) >= _SENTENCES:
+                return
 
 
 async def open_smollm(thread: DeviceThread, *, threads: int) -> SmolLmWriter:
