@@ -107,15 +107,18 @@ class Studio:
         *,
         human: float = 0.3,
         still: float = 0.35,
+        compiled: bool = False,
     ) -> None:
         """Whose clips are made.
 
         Args:
             human: share of clips that show the human family.
             still: share of clips whose head does not move, so that sync is not drowned by motion.
+            compiled: whether to compile the renderer, for whoever draws for many minutes.
         """
         self._speaker, self._geometry, self._split = speaker, geometry, split
         self._device, self._human, self._still = device, human, still
+        self._compiled = compiled
 
     def make(self, numbers: Sequence[int]) -> Footage:
         shown = uniform(torch.tensor(numbers), "family") < self._human
@@ -143,10 +146,11 @@ class Studio:
             mouth=torch.stack([one.controls for one in said]),
             speaking=torch.stack([one.speaking for one in said]),
         )
-        clip = render(scene, self._geometry.size, self._device)
+        size, compiled = self._geometry.size, self._compiled
+        clip = render(scene, size, self._device, compiled=compiled)
         return Footage(
             frames=clip.frames,
-            anchor=reference(scene, self._geometry.size, self._device),
+            anchor=reference(scene, size, self._device, compiled=compiled),
             controls=scene.mouth.to(self._device),
             speaking=scene.speaking.to(self._device),
             speech=torch.stack([one.speech for one in said]).to(self._device),

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from services.vae.checkpoint import build
+from services.vae.config import VaeConfig
 from services.vae.model import Vae
 
+_LOG_VARIANCE = -6.0  # of a fold's latents to begin with
 _FLOOR = 0.02  # of the widest axis: what varies less is scaled as if it varied so much
 
 
@@ -72,5 +74,51 @@ def turned(vae: Vae, moments: Moments) -> Vae:
     return build(config, weights, "the turned model")
 
 
+@torch.no_grad()
+def folded(pictures: Vae, config: VaeConfig, moments: Moments) -> Vae:
+    """The VAE of `config`, which folds time, out of one that draws frame by frame; on the CPU.
+
+    A latent holds the widest axes of its frames' codes, so of clips with such moments it keeps as
+    much as any linear fold can. Convolutions that see a past begin without one.
+
+    Args:
+        pictures: towers as `config`'s, without fold and without a past.
+        moments: of the raw latents of `pictures`, those of a latent's frames one after the other.
+    """
+    assert config.fold is not None, "only a fold has frames to put together"
+    frames, codes = config.fold.frames, config.fold.channels
+    _, axes = torch.linalg.eigh(moments.covariance)
+    axes = axes.flip(1)[:, : config.latent_channels].float()  # [frames * codes, Z]
+    mean = moments.mean.float()
+    old = {name: value.detach().cpu().float() for name, value in pictures.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Vae(config).state_dict().items()}
+    towers = [name for name in shapes if name.partition(".")[0] in ("encoder", "decoder")]
+    weights = {name: _without_past(old[name], shapes[name]) for name in towers}
+    each = torch.eye(frames)
+    into, bias = old["conv1.weight"].flatten(1)[:codes], old["conv1.bias"][:codes]
+    out = old["conv2.weight"].flatten(1)
+    means = axes.T @ torch.kron(each, into)
+    moved = axes.T @ (bias.repeat(frames) - mean)
+    weights["conv1.weight"] = _pointwise(torch.cat([means, torch.zeros_like(means)]))
+    weights["conv1.bias"] = torch.cat([moved, torch.full_like(moved, _LOG_VARIANCE)])
+    weights["conv2.weight"] = _pointwise(torch.kron(each, out) @ axes)
+    weights["conv2.bias"] = torch.kron(each, out) @ mean + old["conv2.bias"].repeat(frames)
+    return build(config, weights, "the folded model")
+
+
 def _rotated(matrix: Tensor, x: Tensor) -> Tensor:
     return (matrix @ x.flatten(1)).view_as(x) if x.dim() > 1 else matrix @ x
+
+
+def _without_past(weight: Tensor, shape: torch.Size) -> Tensor:
+    """A picture's weights as those of a layer that may see the past, and does not yet."""
+    if weight.shape == shape:
+        return weight
+    wide = weight.new_zeros(shape)
+    wide[:, :, -1:] = weight
+    return wide
+
+
+def _pointwise(matrix: Tensor) -> Tensor:
+    return matrix[..., None, None, None]

@@ -7,6 +7,7 @@ step may draw.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -78,15 +79,29 @@ class Shelf(Generic[T]):
     def make(self, numbers: Sequence[int]) -> T:
         return joined([self._one(number) for number in numbers])
 
+    def fill(self, numbers: Sequence[int]) -> None:
+        """Make those of the rows that are not there, together."""
+        missing = [number for number in numbers if not self._path(number).exists()]
+        if missing:
+            made = self._make(missing)
+            for place, number in enumerate(missing):
+                self._keep(number, picked(made, slice(place, place + 1)))
+
     def _one(self, number: int) -> T:
-        path = self._directory / f"{number:08d}.safetensors"
-        if path.exists():
-            return unpacked(self._kind, load_file(path))
+        if self._path(number).exists():
+            return unpacked(self._kind, load_file(self._path(number)))
         row = self._make([number])
-        unfinished = path.with_suffix(".part")
-        save_file({name: x.cpu().contiguous() for name, x in packed(row).items()}, unfinished)
-        unfinished.replace(path)
+        self._keep(number, row)
         return row
+
+    def _keep(self, number: int, row: T) -> None:
+        # Whoever else makes this row at the same time writes the same.
+        unfinished = self._path(number).with_suffix(f".{os.getpid()}")
+        save_file({name: x.cpu().contiguous() for name, x in packed(row).items()}, unfinished)
+        unfinished.replace(self._path(number))
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:08d}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +125,14 @@ class Keep:
         """A place of its own for one kind of row."""
         return replace(self, directory=self.directory / what)
 
+    def shelf(self, kind: type[T], make: Callable[[Sequence[int]], T]) -> Shelf[T]:
+        return Shelf(kind, make, self.directory)
+
     def made(
         self, kind: type[T], make: Callable[[Sequence[int]], T]
     ) -> Callable[[Sequence[int]], T]:
         """`make` for an endless series that begins anew after `rows` rows, each made once."""
-        shelf = Shelf(kind, make, self.directory)
+        shelf = self.shelf(kind, make)
         return lambda numbers: shelf.make([number % self.rows for number in numbers])
 
 

@@ -61,7 +61,7 @@ class CorpusSpeaker(Generic[Use]):
 
 def training_plan() -> CropPlan:
     """Rooms, microphones, codecs, other paces; some silence."""
-    return CropPlan(channel=Channel(), silence=0.1)
+    return CropPlan(channel=Channel(), silence=0.14)
 
 
 def test_plan() -> CropPlan:

@@ -37,6 +37,7 @@ class Sources:
     front_end: Path  # a speech encoder's weights
     keep: Keep | None  # where clips are kept once made; None makes them anew
     still: float  # share of clips whose head does not move
+    human: float  # share of clips of the family that costs ten times as much to draw
     device: torch.device
 
     @staticmethod
@@ -48,13 +49,22 @@ class Sources:
         add(
             "--still", type=float, default=0.35, help="share of heads that keep still (%(default)s)"
         )
+        add("--human", type=float, default=0.3, help="share of human faces (%(default)s)")
         Keep.arguments(parser)
         add("--device", type=torch.device, default=torch.device("cpu"))
 
     @staticmethod
     def of(asked: argparse.Namespace) -> Sources:
         keep = Keep.asked(asked)
-        return Sources(asked.speech, asked.vae, asked.front_end, keep, asked.still, asked.device)
+        return Sources(
+            speech=asked.speech,
+            vae=asked.vae,
+            front_end=asked.front_end,
+            keep=keep,
+            still=asked.still,
+            human=asked.human,
+            device=asked.device,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +85,14 @@ def supply(
     corpus = Corpus.open(sources.speech)
     vae, front_end = checkpoint.load(sources.vae), speech_encoder(sources.front_end, config)
     encoder = Encoder(vae, front_end, config, geometry, sources.device)
-    training = CorpusSpeaker(SpeechSet.of(corpus, Train), geometry, training_plan())
     judging = CorpusSpeaker(SpeechSet.of(corpus, Test), geometry, test_plan())
     keep, device = sources.keep, sources.device
-    learned: Callable[[Sequence[int]], Footage]
-    learned = Studio(training, geometry, Split.TRAIN, device, still=sources.still).make
+    learned: Callable[[Sequence[int]], Footage] = studio(
+        corpus, geometry, device, still=sources.still, human=sources.human, compiled=False
+    ).make
     judged = Studio(judging, geometry, Split.TEST, device).make
     if keep is not None:
-        learned = keep.of("footage").made(Footage, learned)
+        learned = keep.of("footage").made(Footage, learned)  # as `training.draw` leaves it
 
     def train(numbers: Sequence[int]) -> LatentClips:
         return encoder.encode(learned(numbers))
@@ -97,6 +107,22 @@ def supply(
         held_out=unseen(range(held_out)),
         vae=vae,
         front_end=front_end,
+    )
+
+
+def studio(
+    corpus: Corpus,
+    geometry: Geometry,
+    device: torch.device,
+    *,
+    still: float,
+    human: float,
+    compiled: bool,
+) -> Studio:
+    """What draws the clips that a transformer learns from."""
+    speaker = CorpusSpeaker(SpeechSet.of(corpus, Train), geometry, training_plan())
+    return Studio(
+        speaker, geometry, Split.TRAIN, device, still=still, human=human, compiled=compiled
     )
 
 

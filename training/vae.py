@@ -1,28 +1,29 @@
-"""Train the video VAE on crops, half of them around the mouth: pictures, short clips, longer ones.
+"""Train the video VAE on crops, half of them around the mouth: pictures first, then clips.
 
-footage → **vae** → latents. A causal 3-D network whose convolutions have no past to begin with is
-a picture network, so all phases train the same model: clips find it inflated. A clip begins with
-the reference picture as often as with its own first frame, because a stream does. Longer clips in
-the end fill the memory that a stream has.
+footage → **vae** → latents. Frames are drawn one by one, so a VAE of pictures comes first; clips
+find its frames folded into latents as well as anything linear can (`latent_space.folded`), and
+teach the whole what follows what. A clip begins with the reference picture as often as with its own
+first frame, because a stream does.
 
-    python -m training.vae --out RUN --minutes 40
+    python -m training.vae pictures --out P --minutes 17
+    python -m training.vae clips --start P/export --out V --minutes 6
 
-Ends in RUN/export, which `services.vae.checkpoint.load` reads.
+Each ends in an `export` that `services.vae.checkpoint.load` reads; that of clips is what serves.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from services.vae import checkpoint
-from services.vae.config import VaeConfig
 from services.vae.model import Vae
 from services.vae.state import State
 from training import losses, measure
@@ -31,13 +32,14 @@ from training.beginning import begun
 from training.data.faces.split import Split
 from training.data.faces.truth import mouth_weights
 from training.footage import Footage, Geometry, Studio
-from training.latent_space import Moments, turned
+from training.latent_space import Moments, folded, turned
 from training.learner import Learner, Recipe
 from training.rows import Keep, Pool, picked
 from training.run import Budget, Draw, run
 from training.sheet import grid
-from training.shipped import clips_of_faces, shipped_vae
+from training.shipped import SIDE, clips_of_faces, picture_vae, pictures_of_faces, shipped_vae
 
+_FOLDED_CLIPS = 48  # from which a fold takes its axes
 _LOG_VARIANCE = (-12.0, 2.0)  # a runaway posterior is how such training ends in NaN
 
 
@@ -55,20 +57,21 @@ class Phase:
 class VaeTraining:
     """What is learned from how much at a time."""
 
-    phases: tuple[Phase, ...] = (
-        Phase(until=0.35, crop=64, frames=1, rows=16),
-        Phase(until=0.85, crop=64, frames=5, rows=8),
-        Phase(until=1.0, crop=96, frames=13, rows=2),
-    )
-    mouth: float = 3.0  # weight of the mouth's pixels
+    phases: tuple[Phase, ...]
+    mouth: float = 2.5  # weight of the mouth's pixels
     divergence: float = 1e-5
+    human: float = 0.12  # share of the family that costs ten times as much to draw
     pool: int = 96  # rendered clips to draw from
     block: int = 4  # of them replaced together
-    period: int = 32  # steps between two replacements
+    period: int = 8  # steps between two replacements
     held_out: int = 12  # clips of unseen characters that judge
 
     def phase(self, progress: float) -> Phase:
         return next((one for one in self.phases if progress < one.until), self.phases[-1])
+
+
+PICTURES = VaeTraining(phases=(Phase(until=1.0, crop=64, frames=1, rows=16),), pool=384)
+CLIPS = VaeTraining(phases=(Phase(until=1.0, crop=64, frames=9, rows=4),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +87,27 @@ class VaeTask:
 
     def __init__(
         self,
-        config: VaeConfig,
+        vae: Vae,
         training: VaeTraining,
         recipe: Recipe,
         *,
         geometry: Geometry,
         device: torch.device,
         keep: Keep | None = None,
+        compiled: bool = False,
     ) -> None:
-        torch.manual_seed(0)
         self.device, self._training, self._geometry = device, training, geometry
-        self.learner = Learner(laid_out(begun(Vae(config)).to(device)), recipe)
-        speaker = Babble(geometry)
-        studio = Studio(speaker, geometry, Split.TRAIN, device)
-        make = studio.make if keep is None else keep.of("footage").made(Footage, studio.make)
+        self.learner = Learner(laid_out(vae.to(device)), recipe)
+        speaker, human = Babble(geometry), training.human
+        learned, judging = (
+            Studio(speaker, geometry, split, device, human=human, compiled=compiled)
+            for split in (Split.TRAIN, Split.TEST)
+        )
+        make: Callable[[Sequence[int]], Footage] = learned.make
+        if keep is not None:
+            make = keep.of("footage").made(Footage, make)
         self._pool = Pool(make, size=training.pool, block=training.block, period=training.period)
-        judges = Studio(speaker, geometry, Split.TEST, device)
-        self._judges = judges.make(range(training.held_out))
+        self._judges = judging.make(range(training.held_out))
 
     @property
     def vae(self) -> Vae:
@@ -206,6 +213,8 @@ def cropped(footage: Footage, phase: Phase, mouth: float, generator: torch.Gener
         shown.append(_started(clip, window[0], generator)[..., window[1], window[2]])
         weight = mouth_weights(clip.truth, clip.frames.shape[-1], mouth)
         weights.append(weight[:, window[0], window[1], window[2]])
+        if _below(2, generator):
+            shown[-1], weights[-1] = shown[-1].flip(-1), weights[-1].flip(-1)
     weight = torch.cat(weights)[:, None]
     return Crops(signed(torch.cat(shown)), weight / weight.mean())
 
@@ -233,22 +242,88 @@ def _below(limit: int, generator: torch.Generator) -> int:
     return int(torch.randint(limit, (), generator=generator))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
-    parser.add_argument("--call-minutes", type=float, help="end this call earlier")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    Keep.arguments(parser)
-    asked = parser.parse_args()
-    task = VaeTask(
-        shipped_vae(),
-        VaeTraining(),
-        Recipe(rate=1e-3, hold=0.4, betas=(0.9, 0.95)),
-        geometry=clips_of_faces(),
+def folding(pictures: Vae, clips: Iterator[Tensor]) -> Vae:
+    """The shipped VAE, which folds what `pictures` makes of clips [B, 3, 4 n, H, W] in -1..1."""
+    config = shipped_vae()
+    assert config.fold is not None
+    frames = config.fold.frames
+
+    def codes() -> Iterator[Tensor]:
+        for clip in clips:
+            with torch.no_grad(), autocast(clip.device):
+                mean, _, _ = pictures.posterior(clip, State())
+            yield rearrange(mean.float(), "b c (t f) h w -> b t h w (f c)", f=frames)
+
+    return folded(pictures, config, Moments.of(codes())).train().requires_grad_(True)
+
+
+def _seen(asked: argparse.Namespace) -> Iterator[Tensor]:
+    """Clips that say how codes of pictures vary over time."""
+    geometry = clips_of_faces()
+    make: Callable[[Sequence[int]], Footage]
+    make = Studio(Babble(geometry), geometry, Split.TRAIN, asked.device).make
+    if (keep := Keep.asked(asked)) is not None:
+        make = keep.of("footage").made(Footage, make)
+    for number in range(_FOLDED_CLIPS):
+        clip = make([number])
+        frames = signed(clip.frames[:, : geometry.frames // 4 * 4].to(asked.device))
+        yield frames
+        # A mouth is a small part of a picture, and what a latent must not lose.
+        left, top, right, bottom = (clip.truth.mouth_box[0, 0] * SIDE).tolist()
+        y, x = (
+            max(0, min(SIDE - 64, round(at) - 32))
+            for at in ((top + bottom) / 2, (left + right) / 2)
+        )
+        yield from 2 * [frames[..., y : y + 64, x : x + 64]]
+
+
+def _pictures(asked: argparse.Namespace) -> VaeTask:
+    recipe = Recipe(rate=1e-3, hold=0.15, betas=(0.9, 0.95), warm_up=100, mean_decay=0.998)
+    return _task(begun(Vae(picture_vae())), PICTURES, recipe, pictures_of_faces(), asked)
+
+
+def _clips(asked: argparse.Namespace) -> VaeTask:
+    start = folding(checkpoint.load(asked.start).float().to(asked.device), _seen(asked))
+    recipe = Recipe(rate=4e-4, hold=0.1, betas=(0.9, 0.95), warm_up=20)
+    return _task(start, CLIPS, recipe, clips_of_faces(), asked)
+
+
+def _task(
+    vae: Vae,
+    training: VaeTraining,
+    recipe: Recipe,
+    geometry: Geometry,
+    asked: argparse.Namespace,
+) -> VaeTask:
+    return VaeTask(
+        vae,
+        training,
+        recipe,
+        geometry=geometry,
         device=asked.device,
         keep=Keep.asked(asked),
+        compiled=asked.compiled,
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("stage", choices=("pictures", "clips"))
+    add("--out", type=Path, required=True)
+    add("--start", type=Path, help="folder of the VAE of pictures, for clips")
+    add("--minutes", type=float, required=True, help="of training, over all calls")
+    add("--call-minutes", type=float, help="end this call earlier")
+    add("--device", type=torch.device, default=torch.device("cpu"))
+    add("--compiled", action="store_true", help="compile the renderer first")
+    Keep.arguments(parser)
+    asked = parser.parse_args()
+    if asked.stage == "clips" and asked.start is None:
+        parser.error("clips needs --start")
+    torch.manual_seed(0)
+    task = _pictures(asked) if asked.stage == "pictures" else _clips(asked)
     run(task, asked.out, Budget(asked.minutes, call_minutes=asked.call_minutes))
 
 

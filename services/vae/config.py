@@ -70,6 +70,14 @@ class TowerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FoldConfig:
+    """Frames that both towers draw one by one, and that share a latent: a linear bottleneck."""
+
+    frames: Annotated[int, Range(2, 16)]  # of the towers' latent side, per latent
+    channels: Annotated[int, Range(1, _MOST_LATENT_CHANNELS)]  # of each of these frames
+
+
+@dataclass(frozen=True, slots=True)
 class VaeConfig:
     """The whole VAE.
 
@@ -87,6 +95,7 @@ class VaeConfig:
     norm_groups: Annotated[int, Range(0, 8192)] = (
         0  # 0: RMS norm over channels; else group norm within each frame
     )
+    fold: FoldConfig | None = None  # None: the towers see latents, and halve time themselves
 
     def __post_init__(self) -> None:
         self.encoder.check("config.encoder")
@@ -126,6 +135,16 @@ class VaeConfig:
         return len(self.latent_mean)
 
     @property
+    def frame_channels(self) -> int:
+        """Channels on the latent side of the towers."""
+        return self.latent_channels if self.fold is None else self.fold.channels
+
+    @property
+    def folded_frames(self) -> int:
+        """Frames on the latent side of the towers that share a latent."""
+        return 1 if self.fold is None else self.fold.frames
+
+    @property
     def spatial_stride(self) -> int:
         """Pixels per latent, along each side."""
         return int(self.patch * 2 ** len(self.decoder.temporal))
@@ -133,7 +152,7 @@ class VaeConfig:
     @property
     def frames_per_latent(self) -> int:
         """Frames that every latent but the first decodes to; the first is one frame."""
-        return int(2 ** sum(self.decoder.temporal))
+        return int(2 ** sum(self.decoder.temporal) * self.folded_frames)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the latent of a picture.

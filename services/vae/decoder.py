@@ -1,7 +1,7 @@
 """From latents to frames, any number of latents at a time.
 
-The diagram: conv → middle (block, attention, block) → stages of blocks, each but the last followed
-by an upsampling → head. Original parameter names.
+The diagram: (frames out of a folded latent →) conv → middle (block, attention, block) → stages of
+blocks, each but the last followed by an upsampling → head. Original parameter names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from services.vae.layers import (
     Layer,
     Norm,
     ResidualBlock,
+    Spread,
     Upsample,
     number_slots,
 )
@@ -52,7 +53,8 @@ class Decoder(nn.Module):
         tower, groups = config.decoder, config.norm_groups
         inner = tower.widths[0]
         self.patch = config.patch
-        self.conv1 = CausalConv(config.latent_channels, inner, taps=tower.middle_taps)
+        self.spread = Spread(config.fold.frames) if config.fold else None
+        self.conv1 = CausalConv(config.frame_channels, inner, taps=tower.middle_taps)
         self.middle = middle(
             inner, taps=tower.middle_taps, attention=tower.attention, groups=groups
         )
@@ -64,7 +66,8 @@ class Decoder(nn.Module):
     @property
     def layers(self) -> list[Layer]:
         """Every layer in the order in which frames pass."""
-        row = [self.conv1, *self.middle.values(), *self.upsamples, self.head]
+        first = [] if self.spread is None else [self.spread]
+        row = [*first, self.conv1, *self.middle.values(), *self.upsamples, self.head]
         return cast(list[Layer], row)
 
     def forward(self, z: Tensor, state: State) -> tuple[Tensor, State]:

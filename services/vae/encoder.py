@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from services.vae.config import VaeConfig
 from services.vae.decoder import Head, middle
-from services.vae.layers import CausalConv, Downsample, ResidualBlock, number_slots
+from services.vae.layers import CausalConv, Downsample, Gather, ResidualBlock, number_slots
 from services.vae.state import History, State
 
 
@@ -22,19 +22,23 @@ class Encoder(nn.Module):
         self.middle = middle(
             inner, taps=tower.middle_taps, attention=tower.attention, groups=groups
         )
-        # A mean and a log-variance for each latent channel.
-        self.head = Head(inner, 2 * config.latent_channels, taps=tower.middle_taps, groups=groups)
+        # A mean and a log-variance for each latent channel, or what a fold makes them of.
+        self.head = Head(inner, 2 * config.frame_channels, taps=tower.middle_taps, groups=groups)
+        self.gather = Gather(config.fold.frames) if config.fold else None
         number_slots(self)
 
     def forward(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
         """[B, 2Z, T, h, w] of frames [B, 3, F, H, W] in -1..1, and the state after.
 
-        F is a multiple of `frames_per_latent`, plus 1 for the first frame of a stream.
+        With a fold, channels are those of a latent's frames one after the other. F is a multiple
+        of `frames_per_latent`, plus 1 for the first frame of a stream.
         """
         history = History(state)
         x = fold(frames, self.patch)
         for layer in (self.conv1, *self.downsamples, *self.middle.values(), self.head):
             x = layer(x, history)
+        if self.gather is not None:
+            x = self.gather(x, history)
         return x, history.state()
 
 

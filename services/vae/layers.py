@@ -211,12 +211,53 @@ class _HalveTime(nn.Conv3d):
         return append([x[:, :, :1], super().forward(x)])
 
 
+class Gather(nn.Module):
+    """Frames that share a latent, into channels; a stream's first frame stands for all of its own.
+
+    Of the past it remembers no frame, only that there was one: a slot without frames.
+    """
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.slot = -1  # set by `number_slots`
+
+    def forward(self, x: Tensor, history: History) -> Tensor:
+        history.remember(self.slot, x, 0)
+        if history.first:
+            lead = x[:, :, :1].expand(-1, -1, self.frames - 1, -1, -1)
+            x = append([lead, x])
+        # Through [B, T, H, W, C] views, as the frames lie in memory.
+        rows = rearrange(x.permute(0, 2, 3, 4, 1), "b (t f) h w c -> b t h w (f c)", f=self.frames)
+        return rows.permute(0, 4, 1, 2, 3)
+
+
+class Spread(nn.Module):
+    """The frames of each latent, out of its channels; of a stream's first latent their mean."""
+
+    reach = 0
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.rate = frames
+        self.slot = -1  # set by `number_slots`
+
+    def forward(self, z: Tensor, history: History) -> Tensor:
+        history.remember(self.slot, z, 0)
+        rows = rearrange(z.permute(0, 2, 3, 4, 1), "b t h w (f c) -> b t f h w c", f=self.rate)
+        if not history.first:
+            return rows.flatten(1, 2).permute(0, 4, 1, 2, 3)
+        pieces = [rows[:, 0].mean(1, keepdim=True), rows[:, 1:].flatten(1, 2)]
+        return append([piece.permute(0, 4, 1, 2, 3) for piece in pieces])
+
+
 def number_slots(tower: nn.Module) -> None:
-    """Give every convolution with a past its place in the tower's `State`."""
+    """Give everything with a past its place in the tower's `State`."""
     with_past = (
         module
         for module in tower.modules()
-        if isinstance(module, _HalveTime) or (isinstance(module, CausalConv) and module.reach)
+        if isinstance(module, _HalveTime | Gather | Spread)
+        or (isinstance(module, CausalConv) and module.reach)
     )
     for slot, module in enumerate(with_past):
         module.slot = slot

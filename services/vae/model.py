@@ -29,11 +29,11 @@ class Vae(nn.Module):
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
-        channels = config.latent_channels
+        channels, per_latent = config.latent_channels, config.folded_frames * config.frame_channels
         self.config = config
         self.encoder = Encoder(config)
-        self.conv1 = nn.Conv3d(2 * channels, 2 * channels, 1)
-        self.conv2 = nn.Conv3d(channels, channels, 1)
+        self.conv1 = nn.Conv3d(2 * per_latent, 2 * channels, 1)
+        self.conv2 = nn.Conv3d(channels, per_latent, 1)
         self.decoder = Decoder(config)
         self.set_normalisation(config)
 

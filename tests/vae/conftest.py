@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from services.vae.config import TowerConfig, VaeConfig, wan21
+from services.vae.config import FoldConfig, TowerConfig, VaeConfig, wan21
 from services.vae.model import Vae
 
 MEAN = (0.1, -0.2, 0.3, 0.0)
@@ -62,7 +63,23 @@ def folded() -> VaeConfig:
     )
 
 
-CONFIGS: dict[str, Callable[[], VaeConfig]] = {"wan": wan_like, "folded": folded}
+def frame_by_frame() -> VaeConfig:
+    """What the shipped model uses: towers draw single frames, a latent folds four of them."""
+    plain = folded()
+    return replace(
+        plain,
+        encoder=replace(plain.encoder, taps=(1, 1, 1), temporal=(False, False)),
+        decoder=replace(plain.decoder, taps=(3, 1, 1), temporal=(False, False)),
+        norm_groups=0,
+        fold=FoldConfig(frames=4, channels=3),
+    )
+
+
+CONFIGS: dict[str, Callable[[], VaeConfig]] = {
+    "wan": wan_like,
+    "folded": folded,
+    "frame_by_frame": frame_by_frame,
+}
 
 
 def random_vae(config: VaeConfig, seed: int = 0) -> Vae:

@@ -6,7 +6,9 @@ clip is a function of its `Scene` alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from talkingmachines.errors import BadInput
 from training.data.faces.behaviour import Motion, perform
 from training.data.faces.draw import uniform
 from training.data.faces.expression import MOUTH, Expression
-from training.data.faces.family import Family, renderer
+from training.data.faces.family import Family, Traits, renderer
 from training.data.faces.truth import Truth
 
 _ELSEWHERE = 1000.0  # seconds between a clip and the moment of its reference picture, at least
@@ -53,12 +55,21 @@ class Clip:
     truth: Truth
 
 
-def render(scene: Scene, size: int, device: torch.device | None = None) -> Clip:
-    """Draw every frame of a scene on `device` (the CPU unless said)."""
-    return _draw(scene, perform(scene.motion, scene.mouth, scene.speaking), size, device)
+def render(
+    scene: Scene, size: int, device: torch.device | None = None, *, compiled: bool = False
+) -> Clip:
+    """Draw every frame of a scene on `device` (the CPU unless said).
+
+    Args:
+        compiled: minutes of compiling once per process, for several times the speed after it.
+    """
+    expression = perform(scene.motion, scene.mouth, scene.speaking)
+    return _draw(scene, expression, size, device, compiled=compiled)
 
 
-def reference(scene: Scene, size: int, device: torch.device | None = None) -> Tensor:
+def reference(
+    scene: Scene, size: int, device: torch.device | None = None, *, compiled: bool = False
+) -> Tensor:
     """One picture [B, 3, size, size] (uint8) of each identity from another moment.
 
     Another pose, gaze and light smile; the mouth is at rest in two of three, else a little open,
@@ -75,25 +86,49 @@ def reference(scene: Scene, size: int, device: torch.device | None = None) -> Te
     )
     expression = perform(moment.motion, moment.mouth, moment.speaking)
     awake = replace(expression, blink=torch.zeros_like(expression.blink))
-    return _draw(moment, awake, size, device).frames[:, 0]
+    return _draw(moment, awake, size, device, compiled=compiled).frames[:, 0]
 
 
-def _draw(scene: Scene, expression: Expression, size: int, device: torch.device | None) -> Clip:
+def _draw(
+    scene: Scene,
+    expression: Expression,
+    size: int,
+    device: torch.device | None,
+    *,
+    compiled: bool,
+) -> Clip:
     device = device or torch.device("cpu")
     clips, frames = scene.speaking.shape
     drawer = renderer(scene.family)
     who = {name: value.to(device) for name, value in drawer.traits(scene.identity).items()}
     flat = expression.map(lambda field: field.reshape(-1).to(device))
     owner = torch.arange(clips, device=device).repeat_interleave(frames)
-    pictures = []
+    pictures, count = [], clips * frames
+    paint, at_once = _painter(scene.family, compiled), drawer.frames_at_once(device)
     with torch.no_grad():
-        for first in range(0, clips * frames, drawer.frames_at_once(device)):
-            part = slice(first, first + drawer.frames_at_once(device))
+        for first in range(0, count, at_once):
+            part = torch.arange(first, first + at_once, device=device)
+            # Compiled code is for one number of frames: the last of them is drawn again.
+            part = part.clamp(max=count - 1) if compiled else part[: count - first]
             own = {name: value[owner[part]] for name, value in who.items()}
             now = flat.map(lambda field, part=part: field[part])  # type: ignore[misc]
-            pictures.append((drawer.draw(own, now, size) * 255 + 0.5).to(torch.uint8))
+            pictures.append(paint(own, now, size)[: count - first])
         lips, face = drawer.landmarks({name: value[owner] for name, value in who.items()}, flat)
     return Clip(
         torch.cat(pictures).reshape(clips, frames, 3, size, size),
         Truth.of(lips.by_clip(clips), face.reshape(clips, frames, 4)),
     )
+
+
+@cache
+def _painter(family: Family, compiled: bool) -> Callable[[Traits, Expression, int], Tensor]:
+    """What makes pictures, uint8 [N, 3, size, size], of traits and expressions [N, ...]."""
+    drawer = renderer(family)
+
+    def paint(who: Traits, now: Expression, size: int) -> Tensor:
+        return (drawer.draw(who, now, size) * 255 + 0.5).to(torch.uint8)
+
+    # The other family draws triangles with few operations on much at once: little to compile.
+    if compiled and family is Family.STYLISED:
+        return torch.compile(paint, dynamic=False)
+    return paint
