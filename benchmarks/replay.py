@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.machine import describe, record
 from benchmarks.score import Setting, draw, front_end, random_model
-from services.score.config import ContextConfig, DitConfig
+from services.score.config import ContextConfig, DitConfig, S2vAudio
 from services.score.contract import LogTail, PastChunk
 from services.score.engine import Engine, Limits
+from services.score.frontend.config import MelFrontEnd
 from services.score.machine import employ
 from services.score.model import Dit
 from services.score.parallel import Solo
@@ -30,18 +31,50 @@ REPLAYS = (1, 2, 3, 4, 6)
 
 def main() -> None:
     table = {
-        policy: {replay: error(ContextConfig(policy=policy, replay=replay)) for replay in REPLAYS}
+        policy: {
+            replay: error(tiny(ContextConfig(policy=policy, replay=replay))) for replay in REPLAYS
+        }
         for policy in ("window", "kept")
-    } | {"own": {1: error(ContextConfig())}}
+    } | {"own": {1: error(tiny(ContextConfig()))}}
+    table |= {
+        recipe: {replay: error(student(recipe, replay)) for replay in REPLAYS}
+        for recipe in ("realvideo", "liveavatar")
+    }
     for policy, errors in table.items():
         print(policy, *(f"R={replay}: {value:.1e}" for replay, value in errors.items()), sep="  ")
     machine = describe(CPU)
     record("score-replay", {"preset": "tiny, random weights", "machine": machine, "error": table})
 
 
-def error(context: ContextConfig) -> float:
+def tiny(context: ContextConfig) -> DitConfig:
+    return replace(preset("tiny"), context=context)
+
+
+def student(recipe: str, replay: int) -> DitConfig:
+    """A public student's way of drawing over six narrow layers that hear log-mel."""
+    published, ears = preset(recipe), MelFrontEnd()
+    assert published.audio is not None
+    assert isinstance(published.audio.adapter, S2vAudio)
+    return replace(
+        published,
+        dim=256,
+        ffn_dim=768,
+        heads=4,
+        layers=6,
+        text=None,
+        audio=replace(
+            published.audio,
+            adapter=replace(published.audio.adapter, states=1, layers=(0, 4)),
+            front_end=ears,
+            embedding_dim=ears.outputs,
+        ),
+        stream=replace(published.stream, width=128, height=128),
+        context=replace(published.context, replay=replay),
+    )
+
+
+def error(config: DitConfig) -> float:
     """Of the first chunk after a move."""
-    config = replace(preset("tiny"), context=context)
     torch.manual_seed(0)
     model = lively(random_model(Setting(config, CPU, torch.float32, rows=1, chunks=0)))
     log: list[PastChunk] = []

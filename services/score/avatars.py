@@ -28,6 +28,12 @@ def face_mask(face: Rectangle | Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.outer(down, across)
 
 
+def beyond_others(faces: Tensor) -> Tensor:
+    """For speech that moves the whole picture: all of it but the faces of others, [S, ...]."""
+    others = faces.sum(0) - faces
+    return torch.maximum(faces, (1 - others).clamp(min=0))
+
+
 def padded(text: Tensor, tokens: int) -> Tensor:
     """A prompt's embeddings [n, dim] filled up with zeros: [tokens, dim]."""
     return torch.cat([text, text.new_zeros(tokens - len(text), text.shape[1])])

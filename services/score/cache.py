@@ -84,7 +84,7 @@ class Window:
         self, config: DitConfig, *, rows: int, heads: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         """`heads` of the model's heads are kept here: all of them, or one rank's share."""
-        self._anchor, self._chunk = config.frame_tokens, config.chunk_tokens
+        self._anchor, self._chunk = config.anchor_tokens, config.chunk_tokens
         tokens = self._anchor + (1 + config.context.chunks) * self._chunk
         shape = (config.layers, rows, tokens, heads, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ positions and the audio window are this system's own.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +68,19 @@ class AnchorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceConfig:
+    """The reference picture as tokens of a kind of their own (Wan2.2-S2V).
+
+    Tokens are told by an added vector whether they are of the picture drawn, of the reference or of
+    the frames before the first one. These are packed, the older the coarser (`frame_packer`).
+    """
+
+    # Frames before the first: none, or the reference standing still.
+    motion: Literal["none", "still"] = "none"
+    pose: bool = True  # the absent pose's encoder still adds its bias
+
+
+@dataclass(frozen=True, slots=True)
 class PaperAudio:
     """TalkingMachines: a projection module, then keys and values in every cross-attention.
 
@@ -98,6 +112,37 @@ class MultiTalkAudio:
 
 
 @dataclass(frozen=True, slots=True)
+class S2vAudio:
+    """Wan2.2-S2V (github.com/Wan-Video/Wan2.2, `wan/modules/s2v`): attentions after some blocks.
+
+    A causal convolution stack over the hidden states of wav2vec 2.0 makes a few tokens per latent
+    frame, which its picture tokens attend to, and one vector that styles their queries (AdaIN).
+    Speech moves the whole picture, apart from the faces of others.
+    """
+
+    kind: Literal["s2v"] = "s2v"
+    states: Annotated[int, Range(1, 256)] = 25  # hidden states, weighed against each other
+    tokens: Annotated[int, Range(1, 256)] = 4  # per latent frame, besides a learned padding token
+    layers: tuple[Annotated[int, Range(0, 511)], ...] = (
+        0,
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        27,
+        30,
+        33,
+        36,
+        39,
+    )
+    # What is before a chunk: what was heard, or its first embedding over and over, as models that
+    # were given one chunk's speech at a time know it.
+    past: Literal["heard", "repeated"] = "heard"
+
+
+@dataclass(frozen=True, slots=True)
 class AudioConfig:
     """How speech reaches the picture.
 
@@ -105,13 +150,17 @@ class AudioConfig:
     paper, usually those of itself and five adjacent latent frames.
     """
 
-    adapter: PaperAudio | FantasyTalkingAudio | MultiTalkAudio
+    adapter: PaperAudio | FantasyTalkingAudio | MultiTalkAudio | S2vAudio
     front_end: MelFrontEnd | Wav2Vec2FrontEnd
     embedding_dim: Width  # numbers per audio embedding
     per_latent: Annotated[int, Range(1, 1 << 12)]  # audio embeddings in a latent frame's time
     before: Reach  # audio embeddings before a latent frame's own that it hears
     after: Reach  # audio embeddings after them; they delay every answer by as much
-    silence: Literal["zero", "learned"] = "zero"  # what a silent speaker's embeddings are
+    # What a silent speaker's embeddings are; heard: what the front end hears in silence.
+    silence: Literal["zero", "learned", "heard"] = "zero"
+    # Hz; above 0, features are first brought to this rate, and an embedding is the one at or before
+    # its start instead of the features at its middle (Wan2.2-S2V: 30).
+    via: Annotated[int, Range(0, 1000)] = 0
 
     @property
     def window(self) -> int:
@@ -146,13 +195,15 @@ class ContextConfig:
       then a function of its last chunk.
     - `window`: the same pass, but it also sees the chunks before (public checkpoints).
     - `kept`: no pass; the keys and values of the last denoising step stay.
+    - `levels`: no pass; those of every step stay, and a step sees those of its own noise level.
 
-    With the last two, hidden states carry history; attaching replays the last `replay` chunks. What
-    remains of an error falls about thirtyfold (`window`) and sevenfold (`kept`) per chunk replayed,
-    with random weights (`benchmarks/replay.py`).
+    With the last three, hidden states carry history; attaching replays the last `replay` chunks.
+    What remains of an error falls about thirtyfold (`window`), sevenfold (`kept`) and twofold
+    (`levels`, with three chunks visible) per chunk replayed, with random weights
+    (`benchmarks/replay.py`).
     """
 
-    policy: Literal["own", "window", "kept"] = "own"
+    policy: Literal["own", "window", "kept", "levels"] = "own"
     chunks: Chunks = 1  # finished chunks that a chunk being denoised sees
     replay: Chunks = 1  # finished chunks that rebuild a session's cache
     level: Annotated[float, Range(0, 0.999)] = 0.0  # noise level that the context pass is told
@@ -173,6 +224,8 @@ class ScheduleConfig:
 
     levels: tuple[Annotated[float, Range(1e-6, 1)], ...] = (1.0, 0.5)
     shift: Annotated[float, Range(1e-3, 1e3)] = 3.0
+    # From one level to the next: the clean latents with fresh noise, or a straight line (Euler).
+    between: Literal["renoise", "euler"] = "renoise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +244,7 @@ class DitConfig:
     text: TextConfig | None = field(default_factory=TextConfig)
     clip: ClipConfig | None = None
     anchor: AnchorConfig | None = None
+    reference: ReferenceConfig | None = None
     audio: AudioConfig | None = None
     stream: StreamConfig = field(default_factory=StreamConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -205,6 +259,11 @@ class DitConfig:
         _check_schedule(self.schedule)
         if self.audio is not None:
             _check_audio(self, self.audio)
+
+    @property
+    def windows(self) -> int:
+        """Sets of keys and values that a session keeps of a finished chunk."""
+        return len(self.schedule.levels) if self.context.policy == "levels" else 1
 
     @property
     def head_dim(self) -> int:
@@ -236,6 +295,20 @@ class DitConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def anchor_tokens(self) -> int:
+        """Tokens of the reference picture, and of the frames that are packed beside it."""
+        if self.reference is None or self.reference.motion == "none":
+            return self.frame_tokens
+        return self.frame_tokens + sum(math.prod(shape) for shape in self.packed)
+
+    @property
+    def packed(self) -> tuple[tuple[int, int, int], ...]:
+        """Frames, rows and columns of the tokens of packed frames, the newest first."""
+        rows, columns = self.latent_size
+        scales = zip((1, 1, 4), (2, 4, 8), strict=True)
+        return tuple((frames, rows // size, columns // size) for frames, size in scales)
+
+    @property
     def chunk_tokens(self) -> int:
         return self.frame_tokens * self.stream.latents_per_chunk
 
@@ -259,6 +332,7 @@ class DitConfig:
             before=self.audio.before,
             after=self.audio.after,
             front_end=self.audio.front_end,
+            via=self.audio.via,
         )
 
     @property
@@ -307,6 +381,11 @@ def _check_sizes(config: DitConfig) -> None:
     _require(fits, "heads", config.heads, f"a divisor of dim {config.dim} with an even head size")
     _require(config.freq_dim % 2 == 0, "freq_dim", config.freq_dim, "an even number")
     _require(config.patch[0] == 1, "patch[0]", config.patch[0], "1: frames are never merged")
+    if config.reference is not None:
+        alone = config.anchor is None
+        _require(alone, "anchor", "channels", "none: the reference has tokens of its own")
+        packs = config.patch == (1, 2, 2)
+        _require(packs, "patch", config.patch, "(1, 2, 2): packed frames are multiples of it")
 
 
 def _check_stream(config: DitConfig) -> None:
@@ -344,9 +423,25 @@ def _check_audio(config: DitConfig, audio: AudioConfig) -> None:
         outputs = audio.front_end.outputs
         fits = audio.embedding_dim == outputs
         _require(fits, "audio.embedding_dim", audio.embedding_dim, f"the front end's {outputs}")
+    if isinstance(audio.adapter, S2vAudio):
+        _check_s2v(config, audio, audio.adapter)
     if isinstance(audio.adapter, PaperAudio):
         width, heads = audio.adapter.width, audio.adapter.heads
         _require(width % heads == 0, "audio.adapter.heads", heads, f"a divisor of {width}")
+
+
+def _check_s2v(config: DitConfig, audio: AudioConfig, adapter: S2vAudio) -> None:
+    shape = (audio.before, audio.per_latent, audio.after)
+    _require(
+        shape == (5, 4, 0), "audio.before", shape, "5 before 4 and none after, as it convolves"
+    )
+    split = audio.embedding_dim % adapter.states == 0
+    _require(split, "audio.embedding_dim", audio.embedding_dim, f"{adapter.states} equal states")
+    _require(config.dim % 4 == 0, "dim", config.dim, "a multiple of 4")
+    rising = all(a < b for a, b in pairwise(adapter.layers))
+    inside = bool(adapter.layers) and adapter.layers[-1] < config.layers
+    expected = f"rising numbers below {config.layers}"
+    _require(rising and inside, "audio.adapter.layers", adapter.layers, expected)
 
 
 def _require(good: bool, name: str, got: object, expected: str) -> None:

@@ -67,7 +67,10 @@ def sample(
     schedule = levels(config.schedule)
     x = clean = noises[0]
     for step, level in enumerate(schedule):
-        if step > 0:
+        if step > 0 and config.schedule.between == "renoise":
             x = noised(clean, noises[step], level)
+        elif step > 0:
+            # The line from `clean` through `x` at the level before, followed down to this one.
+            x = clean + (x - clean) * (level / schedule[step - 1])
         clean = clean_from(config, predict(x, step), x, level, anchor)
     return clean

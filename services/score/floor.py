@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.score.config import DitConfig, FantasyTalkingAudio, MultiTalkAudio, PaperAudio
+from services.score.config import (
+    DitConfig,
+    FantasyTalkingAudio,
+    MultiTalkAudio,
+    PaperAudio,
+    S2vAudio,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Floor:
 def pass_floor(config: DitConfig, *, chunks: int) -> Floor:
     """Of one pass that sees the anchor, itself and `chunks` finished chunks."""
     length, dim, layers = config.chunk_tokens, config.dim, config.layers
-    seen = config.frame_tokens + (1 + chunks) * length
+    seen = config.anchor_tokens + (1 + chunks) * length
     described = (config.text.tokens if config.text else 0) + (
         config.clip.tokens if config.clip else 0
     )
@@ -40,7 +46,7 @@ def pass_floor(config: DitConfig, *, chunks: int) -> Floor:
         attention=layers * 4.0 * length * seen * dim,
         cross=layers * 4.0 * length * dim * (dim + described),
         perceptron=layers * 4.0 * length * dim * config.ffn_dim,
-        audio=layers * _audio(config),
+        audio=_audio(config),
     )
 
 
@@ -48,18 +54,20 @@ def chunk_floor(config: DitConfig) -> float:
     """Of all denoising steps of a chunk in mid-stream and of its context pass."""
     context = config.context
     steps = len(config.schedule.levels) * pass_floor(config, chunks=context.chunks).total
-    if context.policy == "kept":
+    if context.policy in ("kept", "levels"):
         return steps
     return steps + pass_floor(config, chunks=0 if context.policy == "own" else context.chunks).total
 
 
 def _audio(config: DitConfig) -> float:
-    """Attention to one speaker in one layer; MultiTalk also has its own query and output."""
+    """Attention to one speaker; MultiTalk and Wan2.2-S2V also have their own query and output."""
     if config.audio is None:
         return 0.0
     length, dim, adapter = config.chunk_tokens, config.dim, config.audio.adapter
     match adapter:
         case MultiTalkAudio():
-            return 4.0 * length * dim * (adapter.tokens + dim)
+            return config.layers * 4.0 * length * dim * (adapter.tokens + dim)
+        case S2vAudio():
+            return len(adapter.layers) * 4.0 * length * dim * (adapter.tokens + 1 + dim)
         case PaperAudio() | FantasyTalkingAudio():
-            return 4.0 * length * dim * config.audio.window
+            return config.layers * 4.0 * length * dim * config.audio.window

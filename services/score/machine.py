@@ -61,6 +61,8 @@ def equip(model: Dit, speedups: Speedups, ranks: Ranks | None) -> Dit:
         block.cross_attn.kernel = kernel
         if block.apart:
             block.audio_cross_attn.kernel = kernel
+    if model.audio_injector is not None:
+        model.audio_injector.use(kernel)
     if ranks is not None:
         share_attention(model, kernel, ranks)
     if speedups.compile and device.type != "cpu":
@@ -175,7 +177,7 @@ class _Trial:
     """Self-attention and perceptron of one block over one chunk: nearly all of a model's work."""
 
     def __init__(self, config: DitConfig, device: torch.device, dtype: torch.dtype) -> None:
-        self._block = Block(config, None if config.audio is None else 8).to(device, dtype).eval()
+        self._block = Block(config, None).to(device, dtype).eval()
         self._x = torch.randn(1, config.chunk_tokens, config.dim, device=device, dtype=dtype)
         rows, columns = config.grid
         frames = range(config.stream.latents_per_chunk)

@@ -25,9 +25,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from services.score.adapters import OwnQuery, SharedQuery, listen, projection
+from services.score.adapters import (
+    AudioInjector,
+    OwnQuery,
+    SharedQuery,
+    listen,
+    projection,
+)
 from services.score.attention import Attend, Kernel, KeysValues, Local, Memory, sdpa
-from services.score.config import ClipConfig, DitConfig, MultiTalkAudio, TextConfig
+from services.score.config import ClipConfig, DitConfig, MultiTalkAudio, S2vAudio, TextConfig
+from services.score.reference import FramePacker, Role
 from services.score.rope import turn
 
 
@@ -62,8 +69,15 @@ class Dit(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.text_embedding = _text_embedding(config.text, dim) if config.text else None
         self.img_emb = ClipEmbedding(config.clip, dim) if config.clip else None
-        self.audio_proj = projection(config.audio) if config.audio else None
-        width = self.audio_proj.width if self.audio_proj else None
+        if config.reference is not None:
+            self.trainable_cond_mask = nn.Embedding(len(Role), dim)
+            self.cond_encoder = nn.Conv3d(
+                config.latent.channels, dim, kernel_size=config.patch, stride=config.patch
+            )
+            self.frame_packer = FramePacker(config.latent.channels, dim)
+        self.audio_proj = projection(config.audio, dim) if config.audio else None
+        self.audio_injector = _injector(config)
+        width = self.audio_proj.width if self.audio_proj and not self.audio_injector else None
         self.blocks = nn.ModuleList(Block(config, width) for _ in range(config.layers))
         self.head = Head(config)
 
@@ -76,6 +90,7 @@ class Dit(nn.Module):
         given: Sequence[Given],
         memory: Sequence[Memory],
         faces: Tensor | None = None,
+        on_anchor: bool = False,
     ) -> Tensor:
         """One pass.
 
@@ -86,16 +101,22 @@ class Dit(nn.Module):
             given: per layer, what the cross-attention reads.
             memory: per layer, what earlier passes left; takes this pass's keys and values.
             faces: [B, S, N], needed with audio: how much of a speaker's face a token shows.
+            on_anchor: whether `x` is the reference picture.
 
         Returns:
             The prediction, [B, C_out, F, h, w] float32.
         """
-        x = self.patch_embedding(x)
-        frames, rows, columns = x.shape[2:]
-        x = rearrange(x, "b m f h w -> b (f h w) m")
-        for block, known, seen in zip(self.layers(), given, memory, strict=True):
+        frames, rows, columns = (
+            size // each for size, each in zip(x.shape[2:], self.config.patch, strict=True)
+        )
+        x = self._tokens(x, on_anchor=on_anchor)
+        triples = zip(self.layers(), given, memory, strict=True)
+        for layer, (block, known, seen) in enumerate(triples):
             x = block(x, times.blocks, rope, known, seen, faces)
-        x = self.head(x, times.head)
+            if self.audio_injector is not None and known.audio is not None:
+                assert faces is not None, "speech needs to know whose face it moves"
+                x = self.audio_injector(layer, x, known.audio, faces)
+        x = self.head(x[:, : frames * rows * columns], times.head)
         _, rows_each, columns_each = self.config.patch
         return rearrange(
             x,
@@ -127,9 +148,14 @@ class Dit(nn.Module):
         assert self.audio_proj is not None, "a model without audio hears nothing"
         return self._inject(self.audio_proj(embeddings, heard))
 
-    def hear_nothing(self) -> list[KeysValues]:
-        """The same for a reference picture, whose every speaker is silent: [1, 1, 1, ...]."""
+    def hear_nothing(self) -> list[KeysValues] | None:
+        """The same for a reference picture, whose every speaker is silent: [1, 1, 1, ...].
+
+        None where speech does not reach reference pictures at all.
+        """
         assert self.audio_proj is not None, "a model without audio hears nothing"
+        if self.audio_injector is not None:
+            return None
         return self._inject(self.audio_proj.anchor())
 
     def layers(self) -> Iterator[Block]:
@@ -138,7 +164,29 @@ class Dit(nn.Module):
             yield block
 
     def _inject(self, tokens: Tensor) -> list[KeysValues]:
+        injector = self.audio_injector
+        if injector is not None:
+            return [injector.keys_values(layer, tokens) for layer in range(self.config.layers)]
         return [block.injection.keys_values(tokens) for block in self.layers()]
+
+    def _tokens(self, x: Tensor, *, on_anchor: bool) -> Tensor:
+        """Latents [B, C, F, h, w] as tokens, frame by frame, row by row; packed frames follow."""
+        tokens: Tensor = rearrange(self.patch_embedding(x), "b m f h w -> b (f h w) m")
+        reference = self.config.reference
+        if reference is None:
+            return tokens
+        roles = self.trainable_cond_mask.weight
+        if not on_anchor:
+            added = roles[Role.DRAWN]
+            if reference.pose:  # an absent one is all zeros: of its encoder, the bias remains
+                assert self.cond_encoder.bias is not None
+                added = added + self.cond_encoder.bias
+            return tokens + added
+        tokens = tokens + roles[Role.REFERENCE]
+        if reference.motion == "none":
+            return tokens
+        packed = self.frame_packer.standing_still(x)
+        return torch.cat([tokens, packed + roles[Role.BEFORE]], 1)
 
 
 class Block(nn.Module):
@@ -287,6 +335,13 @@ class ClipEmbedding(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         out: Tensor = self.proj(clip)
         return out
+
+
+def _injector(config: DitConfig) -> AudioInjector | None:
+    """What injects speech between the blocks, where it is not injected inside them."""
+    if config.audio is None or not isinstance(config.audio.adapter, S2vAudio):
+        return None
+    return AudioInjector(config, config.audio.adapter)
 
 
 def _text_embedding(text: TextConfig, dim: int) -> nn.Sequential:

@@ -118,6 +118,11 @@ def share_attention(model: Dit, kernel: Kernel, ranks: Ranks) -> None:
             f"{ranks.size} ranks: expected a divisor of {config.heads} heads "
             f"and of {config.grid[0]} rows of tokens"
         )
+    if config.anchor_tokens > config.frame_tokens and config.latent_size[0] % (8 * ranks.size):
+        raise ValueError(
+            f"{ranks.size} ranks: expected {8 * ranks.size} to divide {config.latent_size[0]} rows "
+            "of latents, since frames before the first are packed by eight rows"
+        )
     for block in model.layers():
         block.self_attn.attend = Ulysses(kernel, ranks.tensors)
 

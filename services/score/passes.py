@@ -25,6 +25,7 @@ from services.score.attention import KeysValues, Memory
 from services.score.cache import Handed
 from services.score.config import AnchorConfig, DitConfig
 from services.score.model import Dit, Given, Times
+from services.score.reference import packed_places
 from services.score.rope import shift, table
 
 
@@ -64,6 +65,8 @@ class Places:
         frames, where, context = config.stream.latents_per_chunk, config.positions, config.context
         passed = where.context if context.policy == "own" else where.own
         self.anchor = at(where.anchor, 1)
+        if config.anchor_tokens > config.frame_tokens:
+            self.anchor = torch.cat([self.anchor, packed_places(config, band).to(device)], 1)
         self.own = at(where.own, frames)
         self.context = at(passed, frames)  # of the context pass
         # Where a finished chunk is seen, newest first, less where its own pass put it.
@@ -87,11 +90,11 @@ class Passes:
             assert scene.faces is not None, "a model with audio needs faces"
             rows, speakers = scene.faces.shape[:2]
             one = self.model.hear_nothing()
-            audio = [
+            audio = one and [
                 KeysValues(*(x.expand(rows, speakers, *x.shape[2:]) for x in kv)) for kv in one
             ]
         x = input_channels(config.anchor, scene.anchor, scene.anchor, on_anchor=True)
-        self._run(x, times, self.places.anchor, scene, audio, memory)
+        self._run(x, times, self.places.anchor, scene, audio, memory, on_anchor=True)
 
     def context(
         self,
@@ -125,6 +128,8 @@ class Passes:
         scene: Scene,
         audio: Sequence[KeysValues] | None,
         memory: Sequence[Memory],
+        *,
+        on_anchor: bool = False,
     ) -> Tensor:
         given = scene.given
         if audio is not None:
@@ -133,7 +138,13 @@ class Passes:
             ]
         x = x.to(self.model.patch_embedding.weight.dtype)
         prediction: Tensor = self.model(
-            x, times, rope, given=given, memory=memory, faces=scene.faces
+            x,
+            times,
+            rope,
+            given=given,
+            memory=memory,
+            faces=scene.faces,
+            on_anchor=on_anchor,
         )
         return prediction
 

@@ -6,6 +6,7 @@ its own `config.json` and needs none of them.
 
 from __future__ import annotations
 
+from services.score.checkpoint.recipes import RECIPES, prepared
 from services.score.config import (
     AnchorConfig,
     AudioConfig,
@@ -13,11 +14,13 @@ from services.score.config import (
     DitConfig,
     LatentConfig,
     PaperAudio,
+    ReferenceConfig,
+    S2vAudio,
     StreamConfig,
 )
 from services.score.frontend.config import MelFrontEnd, Wav2Vec2FrontEnd
 
-NAMES = ("tm-18b", "tm-1.3b", "tiny")
+NAMES = ("tm-18b", "tm-1.3b", "tiny", "wan2.2-s2v", "realvideo", "liveavatar")
 
 
 def preset(name: str) -> DitConfig:
@@ -26,6 +29,8 @@ def preset(name: str) -> DitConfig:
     Raises:
         KeyError: there is none of that name.
     """
+    if name in RECIPES and name in NAMES:
+        return prepared(name, _s2v(), name)
     return {"tm-18b": _tm_18b, "tm-1.3b": _tm_1_3b, "tiny": _tiny}[name]()
 
 
@@ -75,6 +80,27 @@ def _tiny() -> DitConfig:
             after=4,
         ),
         stream=StreamConfig(fps=25, width=256, height=256),
+    )
+
+
+def _s2v() -> DitConfig:
+    """Wan2.2-S2V-14B: 16.3B parameters, 2.0B of them for speech."""
+    return DitConfig(
+        dim=5120,
+        ffn_dim=13824,
+        heads=40,
+        layers=40,
+        reference=ReferenceConfig(),
+        audio=AudioConfig(
+            adapter=S2vAudio(),
+            front_end=Wav2Vec2FrontEnd(states="all"),
+            embedding_dim=25 * 1024,
+            per_latent=4,
+            before=5,
+            after=0,
+            silence="heard",
+            via=30,
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
+import torch
 from prometheus_client import CollectorRegistry
 
 from services.runtime.attachments import Attachments
@@ -22,12 +23,14 @@ from services.runtime.metrics import Engine as EngineName
 from services.runtime.metrics import EngineMetrics
 from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
+from services.runtime.weights import BadCheckpoint
 from services.score.contract import RankLost
 from services.score.driver import Answer, Driver
+from services.score.encoders.conditioning import Encoders
 from services.score.engine import Engine, Limits
 from services.score.machine import engine_over, hearing
 from services.score.parallel import Leader
-from services.score.servicer import Loaded, ScoreServicer
+from services.score.servicer import Embedder, Loaded, ScoreServicer
 from services.score.settings import Settings
 from services.score.tally import Tally
 from services.score.team import Meeting, Member, enlist
@@ -39,6 +42,8 @@ _log = structlog.stdlib.get_logger(__name__)
 NAME = DESCRIPTOR.services_by_name["ScoreService"].full_name
 
 _CLOSE_SECONDS = 5.0  # for a step that is running
+_NEW_AVATARS = 16  # that may wait for the encoders; they take one at a time
+_DTYPES = {"file": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,13 @@ async def replica(
             metrics=metrics,
         )
         await stack.enter_async_context(attachments)
+        embedder = None
+        if (encoders := _encoders(settings, member)) is not None:
+            beside = DeviceThread("encoders", waiting=_NEW_AVATARS)
+            stack.push_async_callback(beside.close, within=_CLOSE_SECONDS)
+            embedder = Embedder(
+                encoders, beside, settings.encoders.prompt, settings.encoders.listening_prompt
+            )
         loaded = Loaded(
             engine.config,
             member.checkpoint,
@@ -109,8 +121,30 @@ async def replica(
         await stack.enter_async_context(endpoint)
         _log.info("ready", checkpoint=member.checkpoint, slots=driver.stats.slots)
         yield Replica(
-            ScoreServicer(loaded, driver, attachments, token), driver.unhealthy, endpoint.port
+            ScoreServicer(loaded, driver, attachments, token, embedder),
+            driver.unhealthy,
+            endpoint.port,
         )
+
+
+def _encoders(settings: Settings, member: Member) -> Encoders | None:
+    """What makes new avatars' embeddings, where the checkpoint needs any.
+
+    Raises:
+        BadCheckpoint: a folder was given for them, and they are not there or do not fit.
+    """
+    config, chosen = member.opened.config, settings.encoders
+    if config.text is None and config.clip is None:
+        return None
+    device, dtype = torch.device(chosen.device), _DTYPES[chosen.dtype]
+    if chosen.folder is not None:
+        return Encoders(chosen.folder, config, device=device, dtype=dtype)
+    folder = settings.model if settings.model.is_dir() else settings.model.parent
+    try:
+        return Encoders(folder, config, device=device, dtype=dtype)
+    except BadCheckpoint as error:
+        _log.warning("no encoders: avatars cannot be made here", why=str(error))
+        return None
 
 
 async def _dismiss(thread: DeviceThread, leader: Leader) -> None:

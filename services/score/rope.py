@@ -8,16 +8,20 @@ Legend: B batch, L tokens, H heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 _THETA = 10_000.0
 
 
-def table(head_dim: int, *, frames: range, rows: range, columns: range) -> Tensor:
+def table(
+    head_dim: int, *, frames: Sequence[int], rows: Sequence[int], columns: Sequence[int]
+) -> Tensor:
     """Cosines and sines for the tokens of `frames` x `rows` x `columns`: [2, L, 1, D/2] float32.
 
-    Ranges hold absolute positions, so a band of a picture or a chunk late in time is a slice.
+    These are absolute positions, so a band of a picture or a chunk late in time is a slice.
     """
     parts = [
         _angles(positions, size)
@@ -61,7 +65,7 @@ def _split(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def _angles(positions: range | tuple[int, ...], size: int) -> Tensor:
+def _angles(positions: Sequence[int], size: int) -> Tensor:
     """[positions, size / 2] float64."""
     rates = _THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     return torch.tensor(list(positions), dtype=torch.float64)[:, None] * rates

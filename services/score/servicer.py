@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
 
 from services.runtime.attachments import Attachment, Attachments
+from services.runtime.device import DeviceThread
 from services.runtime.logs import about
 from services.runtime.token import FleetToken
 from services.score import wire
 from services.score.config import DitConfig
 from services.score.driver import Answer, Driver, Session
+from services.score.encoders.conditioning import Embeddings, Encoders
 from talkingmachines import duration
 from talkingmachines.errors import BadInput
 from talkingmachines.media import spec_to_proto
@@ -40,6 +43,16 @@ class Loaded:
     replica: str  # for logs
 
 
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """What makes embeddings of new avatars, on a thread beside the one that draws."""
+
+    encoders: Encoders
+    thread: DeviceThread
+    prompt: str  # for avatars that were given none
+    listening_prompt: str
+
+
 class ScoreServicer(ScoreServiceServicer):
     """Serves one replica's engine."""
 
@@ -49,8 +62,9 @@ class ScoreServicer(ScoreServiceServicer):
         driver: Driver,
         attachments: Attachments[score_pb2.DenoiseRequest, Answer],
         token: FleetToken,
+        embedder: Embedder | None = None,
     ) -> None:
-        self._loaded, self._driver = loaded, driver
+        self._loaded, self._driver, self._embedder = loaded, driver, embedder
         self._attachments, self._token = attachments, token
         self._reader = wire.Reader(
             loaded.config, checkpoint=loaded.checkpoint, most_faces=loaded.most_faces
@@ -80,14 +94,27 @@ class ScoreServicer(ScoreServiceServicer):
         for name in ("prompt", "listening_prompt"):
             if getattr(request, name) and config.text is None:
                 raise BadInput(name, got="a prompt", expected="none: this checkpoint reads no text")
+        conditioning = score_pb2.Conditioning(checkpoint=self._loaded.checkpoint)
         if config.text is not None or config.clip is not None:
+            wire.embed(conditioning, await self._embed(request))
+        return score_pb2.ConditionResponse(conditioning=conditioning)
+
+    async def _embed(self, request: score_pb2.ConditionRequest) -> Embeddings:
+        """What the checkpoint reads of a new avatar's prompts and picture."""
+        if (embedder := self._embedder) is None:
             raise BadInput(
                 "image",
                 got="an avatar to be conditioned",
-                expected="its embeddings, made elsewhere: no text or image encoder is loaded",
+                expected="its embeddings, made elsewhere: no text or image encoder is loaded "
+                "(TM_SCORE_ENCODERS__FOLDER)",
             )
-        conditioning = score_pb2.Conditioning(checkpoint=self._loaded.checkpoint)
-        return score_pb2.ConditionResponse(conditioning=conditioning)
+        picture = wire.picture(request.image)
+        prompts = (request.prompt, request.listening_prompt)
+        if not any(prompts):
+            prompts = (embedder.prompt, embedder.listening_prompt)
+        speaking, listening = prompts[0] or embedder.prompt, prompts[1]
+        embed = partial(embedder.encoders.embed, picture, speaking, listening)
+        return await embedder.thread.run(embed)
 
     async def Denoise(
         self, request_iterator: AsyncIterator[score_pb2.DenoiseRequest], context: Any

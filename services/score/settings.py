@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, FilePath, PositiveFloat, PositiveInt, model_validator
+from pydantic import DirectoryPath, Field, FilePath, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.attachments import Terms
 from services.runtime.replicas import Replicas
 from services.runtime.settings import Endpoint, Listen, Nested, ServiceSettings
+from services.score.checkpoint.recipes import Recipe
 
 
 class LoraFile(Nested):
@@ -18,6 +19,21 @@ class LoraFile(Nested):
 
     path: Path
     alpha: float | None = None  # where neither the file nor anything beside it says so
+
+
+class EncoderFiles(Nested):
+    """Where prompts and pictures of new avatars become what the checkpoint reads."""
+
+    # With the files of a Wan repository; not given: the model's own, where they lie there.
+    folder: DirectoryPath | None = None
+    # Once per avatar, a layer at a time: seconds on a CPU, and nothing that draws waits for it.
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    dtype: Literal["file", "float32", "bfloat16"] = "file"  # what they compute in
+    # For avatars that were given none.
+    prompt: Annotated[str, Field(max_length=2000)] = "A character is talking."
+    listening_prompt: Annotated[str, Field(max_length=2000)] = (
+        "A character is looking at the camera."
+    )
 
 
 class Settings(ServiceSettings):
@@ -33,6 +49,10 @@ class Settings(ServiceSettings):
     audio: FilePath | None = None  # audio weights published apart
     loras: tuple[LoraFile, ...] = ()  # in this order
     wav2vec: Path | None = None  # a wav2vec 2.0 folder, for layouts that do not hold one
+    recipe: Recipe | None = None  # how a public student is drawn with; not given: as is usual
+    # Width x height of the stream, for layouts that do not say.
+    size: Annotated[str, Field(pattern=r"^\d{2,5}x\d{2,5}$")] | None = None
+    encoders: EncoderFiles = EncoderFiles()
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     # auto: the fastest here by a timing at start. A session that moves sees the same numbers only
@@ -54,6 +74,14 @@ class Settings(ServiceSettings):
     probe_seconds: PositiveFloat = 2.0  # how often ranks are asked whether they are there
 
     replicas: Replicas = Replicas()
+
+    @property
+    def picture(self) -> tuple[int, int] | None:
+        """Width and height that were given."""
+        if self.size is None:
+            return None
+        width, _, height = self.size.partition("x")
+        return int(width), int(height)
 
     @model_validator(mode="after")
     def _one_number_format(self) -> Self:

@@ -60,9 +60,11 @@ class Stage:
         dtype: torch.dtype,
     ) -> None:
         """`ranks` share the heads of self-attention and the rows of the picture."""
-        self.window = Window(
-            config, rows=rows, heads=config.heads // ranks, device=device, dtype=dtype
-        )
+        # Where every noise level sees keys and values of its own, one for each.
+        self.windows = [
+            Window(config, rows=rows, heads=config.heads // ranks, device=device, dtype=dtype)
+            for _ in range(config.windows)
+        ]
         height, width = config.latent_size
         shape = (rows, config.latent.channels, 1, height // ranks, width)
         self._anchor = torch.zeros(shape, device=device)
@@ -90,7 +92,8 @@ class Stage:
         if self._seated[row] == (portrait.digest, listening):
             return
         self._seated[row] = (portrait.digest, listening)
-        self.window.put_anchor(row, portrait.tape)
+        for window in self.windows:
+            window.put_anchor(row, portrait.tape)
         self._anchor[row] = portrait.anchor[0]
         if portrait.faces is not None:
             self._faces_for(portrait.speakers)[row] = portrait.faces[0]

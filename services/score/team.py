@@ -76,7 +76,13 @@ def enlist(settings: Settings, meeting: Meeting | None) -> Member:
         torch.set_num_threads(settings.threads)
     device, dtype = pick_device(settings), _DTYPES[settings.dtype]
     loras = [Lora(file.path, file.alpha) for file in settings.loras]
-    opened = open_checkpoint(settings.model, audio=settings.audio, loras=loras)
+    opened = open_checkpoint(
+        settings.model,
+        audio=settings.audio,
+        loras=loras,
+        recipe=settings.recipe,
+        size=settings.picture,
+    )
     ranks = None if meeting is None else meeting.join(device, timeout=settings.hang_seconds)
     made = make(opened, device, rows=settings.rows, dtype=dtype, ranks=ranks)
     return Member(device, opened, made.worker, made.checkpoint, ranks)

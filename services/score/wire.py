@@ -20,8 +20,10 @@ from google.protobuf.duration_pb2 import Duration
 from services.score import checks, contract
 from services.score.config import DitConfig
 from services.score.contract import Avatar, Chunk, Drawn, LogTail, PastChunk, Pcm16, Rectangle
+from services.score.encoders.conditioning import Embeddings
 from talkingmachines import duration, media
 from talkingmachines.errors import BadInput
+from talkingmachines.picture import PixelFormat, RawPicture
 from talkingmachines.v1 import media_pb2, score_pb2
 
 _SILENT = contract.Mode.LISTENING
@@ -172,12 +174,28 @@ class Reader:
         return faces if self._config.audio is not None else 0
 
 
+def picture(message: media_pb2.RawPicture) -> torch.Tensor:
+    """[rows, columns, 3] uint8. Raises BadInput, naming the field."""
+    sent = RawPicture.from_proto(message, at="image")
+    if sent.pixel_format is not PixelFormat.RGB24:
+        raise BadInput("image.pixel_format", got=sent.pixel_format.name, expected="RGB24")
+    pixels = torch.frombuffer(bytearray(sent.pixels), dtype=torch.uint8)
+    return pixels.view(sent.height, sent.width, 3)
+
+
+def embed(conditioning: score_pb2.Conditioning, made: Embeddings) -> None:
+    """Lay embeddings into a message."""
+    if made.text is not None:
+        conditioning.text.CopyFrom(_sent(made.text))
+    if made.listening_text is not None:
+        conditioning.listening_text.CopyFrom(_sent(made.listening_text))
+    if made.picture is not None:
+        conditioning.image.CopyFrom(_sent(made.picture))
+
+
 def latents_to_proto(drawn: Drawn) -> media_pb2.Latents:
     """A chunk's latents in the element type that they left the device in."""
-    tensor = drawn.latents.contiguous()
-    payload = tensor.view(torch.uint8).numpy().tobytes()
-    sent = media.Tensor(_TYPES[tensor.dtype], tuple(tensor.shape), payload)
-    return media.Latents(drawn.turn, drawn.chunk, sent).to_proto()
+    return media.Latents(drawn.turn, drawn.chunk, _as_sent(drawn.latents)).to_proto()
 
 
 def latent_shape(config: DitConfig) -> tuple[int, int, int, int]:
@@ -197,6 +215,16 @@ def _parts(
         media.SpeakerSpeech.from_proto(message, at=f"{at}[{index}]")
         for index, message in enumerate(messages)
     )
+
+
+def _as_sent(tensor: torch.Tensor) -> media.Tensor:
+    tensor = tensor.contiguous()
+    payload = tensor.view(torch.uint8).numpy().tobytes()
+    return media.Tensor(_TYPES[tensor.dtype], tuple(tensor.shape), payload)
+
+
+def _sent(tensor: torch.Tensor) -> media_pb2.Tensor:
+    return _as_sent(tensor).to_proto()
 
 
 def _tensor(sent: media.Tensor) -> torch.Tensor:

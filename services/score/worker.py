@@ -21,8 +21,9 @@ from torch import Tensor
 from services.accelerator.copies import HostCopies, PendingCopy
 from services.accelerator.replay import Capture, Replay
 from services.score.attention import KeysValues
-from services.score.avatars import face_mask, padded
+from services.score.avatars import beyond_others, face_mask, padded
 from services.score.cache import Context, Handed, Tape, WindowLayer
+from services.score.config import S2vAudio
 from services.score.contract import Avatar
 from services.score.denoise import levels, sample
 from services.score.model import Dit, Given, Times
@@ -91,7 +92,7 @@ class _Stand:
 class _Session:
     portrait: Portrait
     seed: int
-    context: Context
+    contexts: Sequence[Context]  # one for each window of the stage
     noises: tuple[int, Tensor] | None = None  # of a chunk, drawn before it is needed
 
 
@@ -165,9 +166,9 @@ class Worker:
     @torch.inference_mode()
     def open(self, session: str, digest: str, seed: int) -> int:
         """Make room for a session; its bytes on this rank."""
-        context = Context(self.config, self._stage.window)
-        self._sessions[session] = _Session(self._portraits[digest], seed, context)
-        return context.nbytes
+        contexts = [Context(self.config, window) for window in self._stage.windows]
+        self._sessions[session] = _Session(self._portraits[digest], seed, contexts)
+        return sum(context.nbytes for context in contexts)
 
     def close(self, session: str) -> None:
         """Forget a session; none of that name is fine."""
@@ -175,7 +176,8 @@ class Worker:
 
     def forget(self, session: str) -> None:
         """Drop a session's finished chunks, as if it were new."""
-        self._sessions[session].context.forget()
+        for context in self._sessions[session].contexts:
+            context.forget()
 
     @torch.inference_mode()
     def denoise(self, batch: Sequence[Part]) -> PendingCopy:
@@ -198,7 +200,7 @@ class Worker:
         """
         assert self._drawn is not None, "nothing was drawn"
         drawn, self._drawn = self._drawn, None
-        if self.config.context.policy != "kept":
+        if not self._keeps:
             self._run("context", drawn.stand, drawn.latents, drawn.audio)
         alive = [
             (row, part) for row, part in enumerate(drawn.batch) if part.session in self._sessions
@@ -209,23 +211,23 @@ class Worker:
             session.noises = part.chunk + 1, self._draw(session.seed, part.chunk + 1)
         # Last, and nothing but copies: what fails above leaves every session as it was.
         for row, part in alive:
-            self._sessions[part.session].context.remember(self._stage.window, row)
+            self._take(part, row)
 
     @torch.inference_mode()
     def replay(self, part: Part, latents: Tensor) -> None:
         """Take a finished chunk [C, F, h, w] from the log into a session's context.
 
-        Where the last step's keys and values are kept, the chunk is drawn again instead: what that
-        step was given is not in the log, but all that led to it is.
+        Where keys and values of denoising steps are kept, the chunk is drawn again instead: what
+        these steps were given is not in the log, but all that led to it is.
         """
         self._seat([part])
         stand, audio = self._stand([part]), self._audio([part])
-        if self.config.context.policy == "kept":
+        if self._keeps:
             self._run("denoise", stand, self._noises(part)[:, None].to(self._device), audio)
         else:
             clean = self._team.cut(latents.to(self._latent_dtype).to(self._device)[None], 3)
             self._run("context", stand, clean, audio)
-        self._sessions[part.session].context.remember(self._stage.window, 0)
+        self._take(part, 0)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was told."""
@@ -240,26 +242,28 @@ class Worker:
     @property
     def rows(self) -> int:
         """Most sessions in one batch."""
-        return self._stage.window.rows
+        return self._stage.windows[0].rows
 
     @property
     def window_bytes(self) -> int:
-        return self._stage.window.nbytes
+        return sum(window.nbytes for window in self._stage.windows)
 
     # What a step computes; recorded where the device records.
 
     def _denoise(self, stand: _Stand, noises: Tensor, *audio: Tensor) -> Tensor:
-        scene, parts = self._seen(stand, stand.chunks)
+        scene, windows = self._seen(stand, stand.chunks)
         speech = self._hear(audio)
 
         def predict(x: Tensor, step: int) -> Tensor:
+            parts = windows[step if len(windows) > 1 else 0]
             return self._passes.denoise(x, scene, self._times[step], speech, parts)
 
         clean = sample(self.config, predict, noises.unbind(0), scene.anchor)
         return clean.to(self._latent_dtype)
 
     def _context(self, stand: _Stand, clean: Tensor, *audio: Tensor) -> Tensor:
-        scene, parts = self._seen(stand, 0 if self.config.context.policy == "own" else stand.chunks)
+        chunks = 0 if self.config.context.policy == "own" else stand.chunks
+        scene, (parts,) = self._seen(stand, chunks)
         self._passes.context(clean.float(), scene, self._clean_time, self._hear(audio), parts)
         return clean
 
@@ -274,11 +278,22 @@ class Worker:
 
     def _stand(self, batch: Sequence[Part]) -> _Stand:
         session = self._sessions[batch[0].session]
-        return _Stand(len(batch), session.portrait.speakers, session.context.filled)
+        return _Stand(len(batch), session.portrait.speakers, session.contexts[0].filled)
 
-    def _seen(self, stand: _Stand, chunks: int) -> tuple[Scene, list[WindowLayer]]:
+    def _seen(self, stand: _Stand, chunks: int) -> tuple[Scene, list[list[WindowLayer]]]:
         scene = self._stage.scene(stand.rows, stand.speakers)
-        return scene, self._stage.window.parts(stand.rows, chunks)
+        return scene, [window.parts(stand.rows, chunks) for window in self._stage.windows]
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether what denoising leaves is the context: no pass makes it."""
+        return self.config.context.policy in ("kept", "levels")
+
+    def _take(self, part: Part, row: int) -> None:
+        """What the last passes left in a row becomes its session's newest chunk."""
+        contexts = self._sessions[part.session].contexts
+        for context, window in zip(contexts, self._stage.windows, strict=True):
+            context.remember(window, row)
 
     def _hear(self, audio: tuple[Tensor, ...]) -> list[KeysValues] | None:
         return self._model.hear(*audio) if audio else None
@@ -287,8 +302,9 @@ class Worker:
         for row, part in enumerate(batch):
             session = self._sessions[part.session]
             self._stage.seat(row, session.portrait, listening=part.listening)
-            finished = session.context.newest_first()
-            self._stage.window.put_context(row, finished, self._passes.places.moves)
+            pairs = zip(session.contexts, self._stage.windows, strict=True)
+            for context, window in pairs:
+                window.put_context(row, context.newest_first(), self._passes.places.moves)
 
     def _audio(self, batch: Sequence[Part]) -> tuple[Tensor, ...]:
         """Embeddings [B, S, T, E] and who is heard [B, S, T], or nothing."""
@@ -320,6 +336,9 @@ class Worker:
 
     def _faces(self, avatar: Avatar) -> Tensor:
         masks = torch.stack([face_mask(face, self.config.grid) for face in avatar.faces])
+        audio = self.config.audio
+        if audio is not None and isinstance(audio.adapter, S2vAudio):
+            masks = beyond_others(masks)
         return self._team.cut(masks, 1).flatten(1)[None].to(self._device, self._dtype)
 
     def _embed_time(self, level: float) -> Times:

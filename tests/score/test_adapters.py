@@ -91,7 +91,7 @@ def test_silent_speakers_get_the_silence_embedding(
 ) -> None:
     config = small.config(adapter=adapter)
     assert config.audio is not None
-    module = projection(replace(config.audio, silence=silence))
+    module = projection(replace(config.audio, silence=silence), config.dim)
     if silence == "learned":
         torch.nn.init.normal_(module.silence)
     embeddings, _ = small.speech(config, 2, speakers=2)
@@ -119,7 +119,7 @@ def test_listening_is_attention_weighted_by_the_face() -> None:
 def test_fantasytalking_by_hand() -> None:
     audio = small.config(adapter=FantasyTalkingAudio(width=2)).audio
     assert audio is not None
-    module = cast(FantasyTalkingProjection, projection(audio))
+    module = cast(FantasyTalkingProjection, projection(audio, 48))
     torch.nn.init.zeros_(module.proj.weight)
     with torch.no_grad():
         module.proj.weight[0, 0], module.proj.weight[1, 1] = 1.0, 1.0
@@ -140,7 +140,7 @@ def test_fantasytalking_by_hand() -> None:
 def test_multitalk_by_hand() -> None:
     audio = small.config(adapter=MultiTalkAudio(hidden=16, tokens=3, width=12)).audio
     assert audio is not None
-    module = cast(MultiTalkProjection, projection(audio))
+    module = cast(MultiTalkProjection, projection(audio, 48))
     windows = torch.randn(1, 1, 1, audio.window, 10)
     flat = torch.cat([windows[0, 0, 0, n] for n in range(audio.window)])
     hidden = F.relu(F.linear(flat, module.proj1_vf.weight, module.proj1_vf.bias))
@@ -164,7 +164,7 @@ def test_multitalk_by_hand() -> None:
 def test_paper_tokens_know_their_place_in_the_window() -> None:
     config = small.config()
     assert config.audio is not None
-    module = projection(config.audio)
+    module = projection(config.audio, config.dim)
     assert isinstance(module, PaperProjection)
     windows = torch.randn(1, 1, 1, 1, 10).expand(1, 1, 1, config.audio.window, 10)
     tokens = module.tokens(windows)[0, 0, 0]

@@ -58,7 +58,7 @@ def test_a_config_that_promises_more_layers_finds_them_missing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "s2v"}, "model_type is 's2v'"),
+        ({"model_type": "ti2v"}, "model_type is 'ti2v'"),
         ({"_class_name": "HunyuanVideo"}, "describes a HunyuanVideo"),
         ({"dim": None}, "lacks the number of dim"),
         ({"num_heads": 7}, "config.heads: expected a divisor of dim 256"),

@@ -20,8 +20,9 @@ def grid(
     step_ms: float = 40,
     before: int = 8,
     after: int = 4,
+    via: int = 0,
 ) -> EmbeddingGrid:
-    return EmbeddingGrid(rate, round(step_ms * rate / 1000), 12, before, after, front)
+    return EmbeddingGrid(rate, round(step_ms * rate / 1000), 12, before, after, front, via)
 
 
 def pcm(samples: int) -> Pcm16:
@@ -33,6 +34,7 @@ CASES = [
     pytest.param(grid(SMALL, rate=24_000), id="24 kHz"),
     pytest.param(grid(SMALL, rate=44_100, step_ms=62.5), id="44.1 kHz, 16 fps"),
     pytest.param(grid(WINDOWED, step_ms=62.5), id="wav2vec2, 16 fps"),
+    pytest.param(grid(WINDOWED, step_ms=62.5, before=5, after=0, via=30), id="via 30 a second"),
     pytest.param(grid(WINDOWED, rate=48_000, before=0, after=0), id="wav2vec2, 48 kHz"),
 ]
 

@@ -63,6 +63,7 @@ def masked(dit: Dit, scene: Scene, clean: Tensor, noisy: Tensor, audio: list[Key
         roles += [role] * (length * n)
     mask = torch.tensor([[visible(query, key) for key in roles] for query in roles])
     h, silence = torch.cat(x, 1), dit.hear_nothing()
+    assert silence is not None
     for block, given, spoken, silent in zip(dit.layers(), scene.given, audio, silence, strict=True):
         modulation = block.modulation[:, :, None] + torch.stack(times, 2)  # [1, 6, L, M]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)

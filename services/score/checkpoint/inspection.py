@@ -13,7 +13,7 @@ from services.score.checkpoint.loading import FRONT_END, WAV2VEC
 from services.score.checkpoint.lora import Lora, is_lora, lora_file, read_pairs
 from services.score.checkpoint.opening import Checkpoint, Layout, open_checkpoint
 from services.score.checkpoint.tensors import Weights, count, read_file, size
-from services.score.config import DitConfig, MultiTalkAudio, PaperAudio
+from services.score.config import DitConfig, MultiTalkAudio, PaperAudio, S2vAudio
 from services.score.frontend.config import MelFrontEnd
 
 _16_BIT = 2  # bytes
@@ -52,6 +52,8 @@ def inspect(path: Path, *, audio: Path | None = None, loras: Sequence[Lora] = ()
 def _transformer(checkpoint: Checkpoint, *, adapters: int) -> Iterator[str]:
     config = checkpoint.config
     task = "image-to-video" if config.anchor else "text-to-video"
+    if config.reference:
+        task = "speech-to-video"
     yield f"{checkpoint.path}: {task} transformer in {checkpoint.layout.value}"
     yield _line("size", f"{_measured(checkpoint.weights)}; {_sizes(config)}")
     if adapters:
@@ -114,6 +116,8 @@ def _speech(config: DitConfig) -> str:
             title = "the paper's module"
         case MultiTalkAudio():
             title = "MultiTalk's adapter"
+        case S2vAudio():
+            title = "Wan2.2-S2V's injector"
         case _:
             title = "FantasyTalking's adapter"
     front = "log-mel and convolutions" if isinstance(audio.front_end, MelFrontEnd) else "wav2vec2"
@@ -141,6 +145,8 @@ def _sampling(checkpoint: Checkpoint) -> str:
     )
     if checkpoint.layout is Layout.OWN:
         return told
+    if checkpoint.recipe is not None:
+        return f"{told} (recipe {checkpoint.recipe}: the files do not say)"
     return f"{told} (assumed: this layout does not say how the weights were distilled)"
 
 
@@ -149,8 +155,8 @@ def _memory(config: DitConfig, weights: Weights) -> str:
     described = (config.text.tokens if config.text else 0) + (
         config.clip.tokens if config.clip else 0
     )
-    session = config.context.chunks * config.chunk_tokens * token
-    avatar = (config.frame_tokens + described) * token
+    session = config.windows * config.context.chunks * config.chunk_tokens * token
+    avatar = (config.anchor_tokens + described) * token
     return (
         f"in 16 bits {_bytes(count(weights) * _16_BIT)} of weights, "
         f"{_bytes(avatar)} per avatar and {_bytes(session)} per session of keys and values"

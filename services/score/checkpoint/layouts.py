@@ -7,6 +7,8 @@ Wan2.1 repository (github.com/Wan-Video/Wan2.1, `wan/modules/model.py`); the oth
   `generator` and `generator_ema`, whose names begin with `model.` and may hold the wrappers of
   distributed training.
 - diffusers (`WanTransformer3DModel`): other names throughout, the same tensors.
+- Wan2.2-S2V (github.com/Wan-Video/Wan2.2, `wan/modules/s2v`): Wan2.1's, and modules of its own,
+  one of which is misspelt `casual_audio_encoder`. RealVideo has the same in a Self-Forcing pickle.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from services.runtime.weights import BadCheckpoint, Shape
 from services.score.checkpoint.tensors import Stored, Weights
 from services.score.config import (
     AnchorConfig,
+    AudioConfig,
     ClipConfig,
-    ContextConfig,
     DitConfig,
     LatentConfig,
-    PositionsConfig,
-    ScheduleConfig,
-    StreamConfig,
+    ReferenceConfig,
+    S2vAudio,
     TextConfig,
 )
+from services.score.frontend.config import Wav2Vec2FrontEnd
 
 _HEAD_DIM = 128  # of every published Wan2.1 size; shapes alone do not tell
 
@@ -35,6 +37,10 @@ _HEAD_DIM = 128  # of every published Wan2.1 size; shapes alone do not tell
 _WRAPPERS = re.compile(r"\b(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 # In front of a name, in any order.
 _OUTER = re.compile(r"^(?:(?:model|module|diffusion_model|state_dict)\.)+")
+
+# Wan2.2-S2V's own name for its audio encoder, and the family's mark.
+_S2V_ENCODER = "casual_audio_encoder."
+_INJECTOR = re.compile(r"^audio_injector\.injector\.\d{1,3}\.q\.weight$")
 
 _FROM_DIFFUSERS = tuple(
     (re.compile(theirs), ours)
@@ -99,7 +105,15 @@ def unwrapped(source: str, weights: Weights) -> Weights:
 
 def bare_name(name: str) -> str:
     """A tensor's name without the prefixes of training wrappers."""
-    return _OUTER.sub("", _WRAPPERS.sub("", name))
+    bare = _OUTER.sub("", _WRAPPERS.sub("", name))
+    if bare.startswith(_S2V_ENCODER):
+        return "audio_proj." + bare.removeprefix(_S2V_ENCODER)
+    return bare
+
+
+def is_s2v(weights: Weights) -> bool:
+    """Whether these, under our names, are of the Wan2.2-S2V family."""
+    return "audio_proj.encoder.conv1_local.conv.weight" in weights
 
 
 def from_diffusers(name: str) -> str:
@@ -116,8 +130,10 @@ def sizes_from_wan(source: str, config: dict[str, Any]) -> Sizes:
         BadCheckpoint: a model of another type, or a number is absent.
     """
     kind = config.get("model_type")
-    if kind not in ("t2v", "i2v"):
-        raise BadCheckpoint(source, why=f"model_type is {kind!r}; this reads 't2v' and 'i2v'")
+    if kind not in ("t2v", "i2v", "s2v"):
+        raise BadCheckpoint(source, why=f"model_type is {kind!r}; this reads t2v, i2v and s2v")
+    if kind == "s2v":
+        check_s2v(source, config)
     _needs(source, config, ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim"))
     config = _with_defaults(source, config, {"text_len": 512})
     return Sizes(
@@ -209,19 +225,57 @@ def wan_config(source: str, sizes: Sizes) -> DitConfig:
         raise BadCheckpoint(source, why=str(error)) from error
 
 
-def self_forcing(config: DitConfig) -> DitConfig:
-    """How the published Self-Forcing student was distilled; its file does not say.
+def s2v_config(source: str, config: DitConfig, weights: Weights) -> DitConfig:
+    """A Wan2.2-S2V network around a transformer's sizes; the rest is in its tensors' shapes.
 
-    Four steps at 1000, 750, 500 and 250 before a shift of 5; seven chunks of 3 latents visible;
-    the context pass saw all earlier ones.
+    Raises:
+        BadCheckpoint: a tensor that tells a size is absent, or its sizes are nobody's.
     """
-    return replace(
-        config,
-        stream=StreamConfig(fps=16, width=832, height=480),
-        context=ContextConfig(policy="window", chunks=6, replay=6),
-        positions=PositionsConfig(anchor=0, context=0, own=18),
-        schedule=ScheduleConfig(levels=(1.0, 0.75, 0.5, 0.25), shift=5.0),
-    )
+    states = _shape(source, weights, "audio_proj.weights", 4)[1]
+    wide, width, _ = _shape(source, weights, "audio_proj.encoder.conv1_local.conv.weight", 3)
+    injectors = {int(n.split(".")[2]) for n in weights if _INJECTOR.match(n)}
+    layers = tuple(layer for layer in S2vAudio().layers if layer < config.layers)
+    if len(layers) != len(injectors):
+        why = f"{len(injectors)} audio injectors in {config.layers} layers: expected {len(layers)}"
+        raise BadCheckpoint(source, why=why)
+    try:
+        adapter = S2vAudio(states=states, tokens=wide // (config.dim // 4), layers=layers)
+        return replace(
+            config,
+            anchor=None,
+            reference=ReferenceConfig(),
+            audio=AudioConfig(
+                adapter=adapter,
+                front_end=Wav2Vec2FrontEnd(states="all"),
+                embedding_dim=states * width,
+                per_latent=4,
+                before=5,
+                after=0,
+                silence="heard",
+                via=30,
+            ),
+        )
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise BadCheckpoint(source, why=str(error)) from error
+
+
+def check_s2v(source: str, described: dict[str, Any]) -> None:
+    """Whether the `config.json` of a Wan2.2-S2V repository describes what is built here.
+
+    Raises:
+        BadCheckpoint: it says otherwise.
+    """
+    known: dict[str, tuple[object, ...]] = {
+        "enable_adain": (True,),
+        "adain_mode": ("attn_norm", None),
+        "enable_motioner": (False, None),
+        "zero_timestep": (True, None),
+        "audio_inject_layers": (list(S2vAudio().layers), None),
+    }
+    for name, expected in known.items():
+        if described.get(name) not in expected:
+            why = f"config.json has {name} {described.get(name)!r}; this reads {expected[0]!r}"
+            raise BadCheckpoint(source, why=why)
 
 
 def _needs(source: str, config: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -55,6 +55,7 @@ class Lora:
 
     path: Path
     alpha: float | None = None
+    usual_alpha: float | None = None  # where nobody states one
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def read_pairs(lora: Lora) -> tuple[str, dict[str, Pair]]:
     promises = _Promises.of(str(beside), read_json(beside)) if beside.is_file() else _Promises()
     alpha = None if lora.alpha is None else _number(str(file), "the alpha given", lora.alpha)
     found = read_file(file)
-    scales = _Scales(str(file), alpha, _alphas(str(file), found), promises)
+    scales = _Scales(str(file), alpha, _alphas(str(file), found), promises, lora.usual_alpha)
     pairs: dict[str, Pair] = {}
     for module, pair in _pairs(str(file), found, scales):
         if module in pairs:
@@ -184,6 +185,7 @@ class _Scales:
     given: float | None
     own: Mapping[str, float]  # by module, as the file names it
     promises: _Promises
+    usual: float | None
 
     def of(self, module: str, rank: int) -> float | None:
         promised = _matching(self.promises.ranks, module, self.promises.rank)
@@ -200,7 +202,8 @@ class _Scales:
             return self.given
         if self.own:
             return self.own.get(module)
-        return _matching(self.promises.alphas, module, self.promises.alpha)
+        promised = _matching(self.promises.alphas, module, self.promises.alpha)
+        return self.usual if promised is None else promised
 
 
 def _pairs(source: str, found: Weights, scales: _Scales) -> Iterator[tuple[str, Pair]]:

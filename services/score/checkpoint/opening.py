@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from services.runtime.weights import BadCheckpoint, Shape, fit
 from services.score.checkpoint.audio import audio_weights
 from services.score.checkpoint.layouts import (
     from_diffusers,
-    self_forcing,
+    is_s2v,
+    s2v_config,
     sizes_from_diffusers,
     sizes_from_shapes,
     sizes_from_wan,
@@ -25,6 +26,7 @@ from services.score.checkpoint.layouts import (
     wan_config,
 )
 from services.score.checkpoint.lora import Lora, merged
+from services.score.checkpoint.recipes import Recipe, prepared, sized
 from services.score.checkpoint.tensors import (
     PICKLES,
     Stored,
@@ -37,6 +39,8 @@ from services.score.checkpoint.tensors import (
 from services.score.config import DitConfig
 from services.score.model import Dit
 
+# LiveAvatar's file of adapters does not say it; its `configs/s2v_causal_sft.yaml` does.
+_LIVE_AVATAR_ALPHA = 64.0
 # Inside a pickle of training: the average of the student's weights, else the student's weights.
 _STUDENTS = ("generator_ema.", "generator.")
 
@@ -48,6 +52,8 @@ class Layout(enum.Enum):
     WAN = "Wan2.1 layout"
     DIFFUSERS = "diffusers layout"
     STUDENT = "Self-Forcing / CausVid pickle"
+    S2V = "Wan2.2-S2V layout"
+    REALVIDEO = "RealVideo pickle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Checkpoint:
     layout: Layout
     config: DitConfig
     weights: Weights  # by the names of `Dit`
+    recipe: Recipe | None = None  # that schedule and visibility were taken from
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +79,20 @@ def open_checkpoint(
     *,
     audio: Path | None = None,
     loras: Sequence[Lora] = (),
+    recipe: Recipe | None = None,
+    size: tuple[int, int] | None = None,
     config: DitConfig | None = None,
 ) -> Checkpoint:
     """Open the transformer at `path`, a folder or a file.
 
     Args:
-        path: our own folder; a Wan2.1 repository or its weights file; a `.pt` of Self-Forcing or
-            CausVid; a diffusers pipeline or its transformer.
+        path: our own folder; a Wan2.1 or Wan2.2-S2V repository or its weights file; a `.pt` of
+            Self-Forcing, CausVid or RealVideo; a diffusers pipeline or its transformer.
         audio: audio weights published apart (MultiTalk, InfiniteTalk, FantasyTalking).
         loras: merged in this order.
+        recipe: how a public student was distilled; not given: the usual one of its layout, which
+            for adapters over Wan2.2-S2V is LiveAvatar's.
+        size: width and height of the picture, for layouts that do not say.
         config: instead of what the checkpoint says or implies. Public layouts do not say how
             their weights were distilled: schedule, visibility and geometry are ours by default.
 
@@ -95,18 +107,35 @@ def open_checkpoint(
         if heard is None:
             raise BadCheckpoint(str(audio), why="no audio weights of a known layout")
         weights, chosen = {**weights, **heard.weights}, heard.given_to(chosen)
+    recipe = recipe or _usual(base.layout, loras)
+    chosen = chosen if recipe is None else prepared(str(path), chosen, recipe)
+    chosen = chosen if size is None else sized(str(path), chosen, *size)
     chosen = config if config is not None else chosen
     source = f"{path} with {audio}" if audio is not None else str(path)
     fit(source, found=shapes(weights), expected=expected_shapes(chosen))
     for lora in loras:
-        weights = merged(weights, lora)
-    return Checkpoint(path, base.layout, chosen, weights)
+        alpha = _LIVE_AVATAR_ALPHA if recipe == "liveavatar" else None
+        weights = merged(weights, replace(lora, usual_alpha=alpha))
+    return Checkpoint(path, base.layout, chosen, weights, recipe)
 
 
 def expected_shapes(config: DitConfig) -> dict[str, Shape]:
     """Name and shape of every tensor that a model of this configuration needs."""
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in Dit(config).state_dict().items()}
+
+
+def _usual(layout: Layout, loras: Sequence[Lora]) -> Recipe | None:
+    """How a checkpoint of this layout was distilled, where nobody says."""
+    match layout:
+        case Layout.STUDENT:
+            return "self-forcing"
+        case Layout.REALVIDEO:
+            return "realvideo"
+        case Layout.S2V:
+            return "liveavatar" if loras else "wan2.2-s2v"
+        case _:
+            return None
 
 
 def _open_base(path: Path) -> _Base:
@@ -124,9 +153,11 @@ def _open_base(path: Path) -> _Base:
         case None if "num_heads" not in described:
             config = DitConfig.read(path / "config.json")
             return _Base(Layout.OWN, config, _in_folder(path, ("model",)))
-        case None | "WanModel":
+        case None | "WanModel" | "WanModel_S2V":
             config = wan_config(str(path), sizes_from_wan(str(path), described))
             weights = unwrapped(str(path), _in_folder(path, ("diffusion_pytorch_model", "model")))
+            if described.get("model_type") == "s2v":
+                return _Base(Layout.S2V, s2v_config(str(path), config, weights), weights)
             return _with_audio(path, _Base(Layout.WAN, config, weights))
         case "WanTransformer3DModel":
             config = wan_config(str(path), sizes_from_diffusers(str(path), described))
@@ -141,7 +172,9 @@ def _open_file(path: Path) -> _Base:
     weights = read_file(path)
     if path.suffix in PICKLES and (student := _student(str(path), weights)):
         config = wan_config(str(path), sizes_from_shapes(str(path), student))
-        return _Base(Layout.STUDENT, self_forcing(config), student)
+        if is_s2v(student):
+            return _Base(Layout.REALVIDEO, s2v_config(str(path), config, student), student)
+        return _Base(Layout.STUDENT, config, student)
     weights = unwrapped(str(path), weights)
     if any(name.startswith("condition_embedder.") for name in weights):
         raise BadCheckpoint(str(path), why="names of diffusers; give the folder with its config")
@@ -151,7 +184,10 @@ def _open_file(path: Path) -> _Base:
         sizes = sizes_from_wan(str(path), described)
     else:
         sizes = sizes_from_shapes(str(path), weights)
-    return _with_audio(path, _Base(Layout.WAN, wan_config(str(path), sizes), weights))
+    config = wan_config(str(path), sizes)
+    if is_s2v(weights):
+        return _Base(Layout.S2V, s2v_config(str(path), config, weights), weights)
+    return _with_audio(path, _Base(Layout.WAN, config, weights))
 
 
 def _student(source: str, weights: Weights) -> dict[str, Stored] | None:

@@ -47,7 +47,8 @@ class EmbeddingGrid:
 
     Embedding e of the stream belongs to samples [e·step, (e+1)·step) at the stream's rate. Its
     value is the features' at the middle of that time, interpolated linearly between two of them,
-    or the feature itself where the grids coincide.
+    or the feature itself where the grids coincide. With `via`, features are first interpolated to
+    that rate, and the one at or before the embedding's start is taken: feature n is at n·hop then.
     """
 
     sample_rate: int  # Hz, of the stream
@@ -56,6 +57,7 @@ class EmbeddingGrid:
     before: int  # embeddings before a chunk's own that it hears
     after: int  # embeddings after them
     front_end: MelFrontEnd | Wav2Vec2FrontEnd
+    via: int = 0  # Hz; 0: straight from features to embeddings
 
     def heard(self, chunk: int) -> range:
         """The embeddings that `chunk` hears."""
@@ -64,6 +66,11 @@ class EmbeddingGrid:
 
     def feature(self, embedding: int) -> tuple[int, float]:
         """The feature at or before an embedding's middle, and how far the next one is mixed in."""
+        if self.via:
+            between = embedding * self.step * self.via // self.sample_rate
+            period = self.via * self.front_end.hop
+            index, rest = divmod(between * self.front_end.sample_rate, period)
+            return index, rest / period
         own, other = self.step * self.front_end.sample_rate, self.front_end.hop * self.sample_rate
         # In whole numbers: a grid that coincides must not need a second feature by rounding.
         index, rest = divmod((2 * embedding + 1) * own - other, 2 * other)
@@ -77,12 +84,14 @@ class EmbeddingGrid:
     @property
     def coincides(self) -> bool:
         """Whether every embedding is exactly one feature."""
+        if self.via:
+            return False
         return self.step * self.front_end.sample_rate == self.front_end.hop * self.sample_rate
 
     @property
     def history_samples(self) -> int:
         """Samples of the stream before a chunk's start that shape what it hears."""
-        reach = self._slack + self._own(self.front_end.history_samples)
+        reach = self._slack_before + self._own(self.front_end.history_samples)
         # Where a tail begins between two meetings of the rates' grids, the rest of a step is lost.
         resampling = self.rates.history + self.rates.step - 1
         return max(0, self.before * self.step + reach + resampling)
@@ -90,8 +99,22 @@ class EmbeddingGrid:
     @property
     def lookahead_samples(self) -> int:
         """Samples of the stream after a chunk's end that shape what it hears."""
-        reach = self._slack + self._own(self.front_end.lookahead_samples)
+        reach = self._slack_after + self._own(self.front_end.lookahead_samples)
         return max(0, self.after * self.step + reach + self.rates.lookahead)
+
+    @property
+    def _slack_before(self) -> int:
+        """By how much the features of an embedding may begin before its own time."""
+        if self.via:
+            return -(-self.sample_rate // self.via) + self._own(self.front_end.hop)
+        return self._slack
+
+    @property
+    def _slack_after(self) -> int:
+        """By how much they may end after it; negative where they end before."""
+        if self.via:
+            return self._own(2 * self.front_end.hop) - self.step
+        return self._slack
 
     @property
     def _slack(self) -> int:
