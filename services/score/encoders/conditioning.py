@@ -1,7 +1,7 @@
 """What a checkpoint must know of an avatar besides its anchor: embeddings of prompts and picture.
 
 Above `umt5.py` and `clip.py`, below the servicer; called once when an avatar is made, on a thread
-of its own. Only what the checkpoint reads is opened; nothing stays in memory but the latest prompts.
+of its own. Only what the checkpoint reads is opened; nothing stays but the latest prompts.
 """
 
 from __future__ import annotations
