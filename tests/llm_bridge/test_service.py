@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,16 @@ async def test_every_mistake_is_told_at_the_start() -> None:
     for mistake in ("REALTIME__URL", "TURNS__END_SILENCE", "LOCAL__WRITER", "MODEL"):
         assert f"TM_BRIDGE_{mistake}".encode() in said
     assert b"very-secret" not in said
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed")
+async def test_what_is_not_installed_is_told_at_the_start() -> None:
+    process = await start(LOCAL__WRITER="smollm")
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert b"llama_cpp" in said
+    assert b"pip install 'talkingmachines[smollm]'" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("field", sorted(Settings.model_fields))

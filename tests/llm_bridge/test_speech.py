@@ -1,4 +1,4 @@
-"""The real parts on real speech: voice activity, whisper and Kokoro with their weights."""
+"""The real parts on real speech: voice activity, whisper, both voices, with their weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from prometheus_client import CollectorRegistry
 
 from services.llm_bridge.local.ears import RATE, Done, Ears
 from services.llm_bridge.local.flite import Flite
-from services.llm_bridge.local.kokoro import RATE as VOICE_RATE
+from services.llm_bridge.local.hibari import RATE as VOICE_RATE
+from services.llm_bridge.local.kokoro import open_kokoro
 from services.llm_bridge.local.model import LocalModel, judge_of_voice, local_model
+from services.llm_bridge.local.voice import Voice
 from services.llm_bridge.settings import Local
+from services.runtime.device import DeviceThread
 from services.runtime.metrics import BridgeMetrics
 from services.runtime.resample import Resampler
 from talkingmachines.media import Pcm
@@ -66,8 +69,12 @@ async def test_flite_speaks_with_its_voices() -> None:
 async def test_everything_together_on_the_weights_that_are_packaged() -> None:
     async with loaded() as (model, metrics):
         await understands(model)
-        await speaks(model)
+        await speaks(model, model._voice, "heart")
+        await speaks(model, model._voice, "bittern")
         await converses(model, metrics)
+        thread = DeviceThread("kokoro", waiting=2)
+        await speaks(model, await open_kokoro(thread, threads=1), "stone")
+        await thread.close(within=10)
 
 
 @asynccontextmanager
@@ -82,9 +89,9 @@ async def understands(model: LocalModel) -> None:
     assert await model._recogniser.text(silence(2.0)) == ""
 
 
-async def speaks(model: LocalModel) -> None:
+async def speaks(model: LocalModel, voice: Voice, who: str) -> None:
     """What is spoken is read back, names and numbers too."""
-    sound = await model._voice.speak("My name is Ada, and I was born in 1984.", "stone")
+    sound = await voice.speak("My name is Ada, and I was born in 1984.", who)
     samples = np.frombuffer(sound, "<i2")
     assert np.abs(samples[: VOICE_RATE // 10]).max() > 300  # it does not begin with silence
     resampler = Resampler(VOICE_RATE, RATE)
@@ -92,7 +99,7 @@ async def speaks(model: LocalModel) -> None:
     understood = await model._recogniser.text(heard)
     assert "1984" in understood
     assert re.search(r"my name is \w+ and i was born", words(understood))
-    assert await model._voice.speak("...", "reed") == b""
+    assert await voice.speak("...", who) == b""
 
 
 async def converses(model: LocalModel, metrics: BridgeMetrics) -> None:
