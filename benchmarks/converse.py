@@ -1,14 +1,15 @@
 """From the end of the user's speech to the first frame of the answer, with the whole fleet beside:
 python -m benchmarks.converse
 
-The real fleet on this machine with its defaults: local Ray, the small model, the bridge offline. A
-synthetic user asks in real time, over gRPC; what is counted is what its client sees. Where the time
-goes: the bridge's and the gateway's own histograms over these questions.
+The real fleet on this machine with its defaults, the one that runs or one of its own: local Ray, the
+small model, the bridge offline. A synthetic user asks in real time, over gRPC; what is counted is
+what its client sees. Where the time goes: the bridge's and the gateway's own histograms meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from statistics import median
 from time import monotonic
 from typing import Any
@@ -23,6 +24,7 @@ from services.llm_bridge.local.hibari import RATE, open_hibari
 from services.runtime.device import DeviceThread
 from talkingmachines.cli.server import own_fleet
 from talkingmachines.client import Client
+from talkingmachines.local import data_folder, running_fleet
 from talkingmachines.media import Pcm
 from talkingmachines.picture import VideoFrame
 from talkingmachines.session import Session
@@ -38,7 +40,9 @@ PERSONA = avatar_pb2.Persona(
 
 async def main() -> None:
     questions = await spoken()
-    async with own_fleet(converse=True) as addresses, Client(addresses.address) as client:
+    running = running_fleet(data_folder())
+    fleet = nullcontext(running) if running else own_fleet(converse=True)
+    async with fleet as addresses, Client(addresses.address) as client:
         places = [place for kind in ("bridge", "gateway") for place in addresses.metrics[kind]]
         before = await counted(places)
         mode = avatar_pb2.TALK_MODE_CONVERSE
