@@ -1,9 +1,9 @@
 """From the end of the user's speech to the first frame of the answer, with the whole fleet beside:
 python -m benchmarks.converse
 
-The real fleet on this machine with its defaults, the one that runs or one of its own: local Ray, the
-small model, the bridge offline. A synthetic user asks in real time, over gRPC; what is counted is
-what its client sees. Where the time goes: the bridge's and the gateway's own histograms meanwhile.
+The real fleet on this machine with its defaults, the one that runs or one of its own: local Ray,
+the small model, the bridge offline. A synthetic user asks in real time, over gRPC; what is counted
+is what its client sees. Where the time goes: the bridge's and the gateway's own histograms.
 """
 
 from __future__ import annotations
