@@ -7,6 +7,7 @@ activity, whisper, the script as writer, Hibari. The user's voice comes in real 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -25,11 +27,13 @@ from talkingmachines.v1 import avatar_pb2
 from tests.e2e.calls import PATIENCE
 from tests.e2e.fleet import RunningFleet
 from tests.e2e.model import CHARACTERS
+from tests.e2e.test_fleet import typed
 
 pytestmark = pytest.mark.timeout(600)  # a machine that is busy draws slowly
 
 USER, CHARACTER = avatar_pb2.PARTY_USER, avatar_pb2.PARTY_CHARACTER
-QUESTION = read_file(Path(__file__).parents[1] / "llm_bridge" / "clips" / "question.ogg")
+CLIP = Path(__file__).parents[1] / "llm_bridge" / "clips" / "question.ogg"
+QUESTION = read_file(CLIP)
 SAID = "what would you like to talk about today"
 _LOUD = 300
 _EARLY_SECONDS = 0.15  # that a frame may come before its time: pacing is the gateway's clock's
@@ -145,6 +149,22 @@ async def test_what_a_user_says_is_understood_answered_drawn_and_can_be_talked_o
         rate = call.session.spec.sample_rate
         print(f"from the button to silence: {(last.sample - now) / rate:.3f} s of media")
         assert last.sample - now <= 0.3 * rate
+
+
+def test_the_command_line_asks_and_films_the_answer(running: RunningFleet, tmp_path: Path) -> None:
+    asked = ("talk", CLIP, "--converse", "--avatar", CHARACTERS[0], "--out", tmp_path / "a.mp4")
+    done = typed(running, *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    question, answer = report["said"]
+    assert (question["party"], words(question["text"])) == ("you", SAID)
+    assert answer["party"] == "character"
+    assert report["answer_seconds"] > 0.5
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) == report["frames"]
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in film.decode(audio=0)])
+    assert np.abs(sound).max() > 0.05
 
 
 def answered(call: Call) -> None:
