@@ -23,7 +23,7 @@ from talkingmachines.status import from_rpc_error
 
 T = TypeVar("T")
 Metadata = Sequence[tuple[str, str]]
-Options = list[tuple[str, int]]
+Options = list[tuple[str, int | str]]
 
 _WRITE_FAILED = "Internal error from Core"
 _STATUS_SECONDS = 10.0  # the server's status is on its way when a write fails; replies precede it
@@ -232,6 +232,11 @@ class _DomainCall(grpc.aio.Call):
         self._read_ahead: deque[Any] = deque()
         self._reading = asyncio.Lock()
         call.add_done_callback(lambda _: self._note_status())
+
+    @property
+    def ended_with(self) -> grpc.StatusCode | None:
+        """What the peer ended it with; None: nobody has, or a write failed first."""
+        return None if self._peer_status is None else self._peer_status.code()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._reply().__await__()

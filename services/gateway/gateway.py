@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,13 @@ from services.gateway.servicer import AvatarServicer
 from services.gateway.session import Session
 from services.gateway.settings import Settings
 from services.gateway.store import Certificates, Client, Store, connect
-from services.runtime.channel import open_channel
 from services.runtime.drain import Drain
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.metrics import GatewayMetrics, RpcMetrics
+from services.runtime.renewal import RenewedChannel, renewed_channel
 from services.runtime.server import Server, Service
 from services.runtime.token import shown
 from services.runtime.tracing import Tracing
-from talkingmachines.channel import DomainChannel
 from talkingmachines.media import spec_from_proto
 from talkingmachines.v1.avatar_pb2 import DESCRIPTOR
 from talkingmachines.v1.avatar_pb2_grpc import add_AvatarServiceServicer_to_server
@@ -145,10 +144,10 @@ def _redis(settings: Settings) -> Client:
     return connect(settings.redis.url.get_secret_value(), files)
 
 
-def _channels(settings: Settings) -> list[DomainChannel]:
+def _channels(settings: Settings) -> list[AbstractAsyncContextManager[RenewedChannel]]:
     # Ray Serve's ingress is shared by both, and chooses by this name; others do not look at it.
     return [
-        open_channel(peer, metadata=[("application", application), *_token(settings)])
+        renewed_channel(peer, metadata=[("application", application), *_token(settings)])
         for application, peer in (("score", settings.score), ("vae", settings.vae))
     ]
 
@@ -164,7 +163,7 @@ async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None
     if settings.bridge is None:
         yield None
         return
-    async with open_channel(settings.bridge, metadata=_token(settings)) as channel:
+    async with renewed_channel(settings.bridge, metadata=_token(settings)) as channel:
         stub: LlmBridgeServiceAsyncStub = LlmBridgeServiceStub(channel)
 
         def converse(session: Session, grant: Grant) -> Converse:

@@ -63,6 +63,8 @@ class EnginePeer(Peer):
 
     # The ingress has gRPC's own limits for pings, and cannot be given others.
     limits: ConnectionLimits = ConnectionLimits(ping_without_calls=False)
+    # An old cluster is deleted when the longest attachment, and this, are over.
+    renew_seconds: PositiveFloat = 30.0
 
 
 class Settings(ServiceSettings):

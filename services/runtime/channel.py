@@ -6,20 +6,22 @@ import grpc
 
 from services.runtime.settings import Peer, PeerTls
 from services.runtime.tracing import outgoing
-from talkingmachines.channel import DomainChannel, Metadata
+from talkingmachines.channel import DomainChannel, Metadata, Options
 
 
-def open_channel(peer: Peer, *, metadata: Metadata = ()) -> DomainChannel:
+def open_channel(
+    peer: Peer, *, metadata: Metadata = (), options: Options | None = None
+) -> DomainChannel:
     """A channel to `peer`; every call carries the trace context and `metadata` (a shared token).
 
     Certificates are read now. Whoever holds channels for longer than certificates live opens new
     ones; a connection that stands is not affected.
     """
-    options = peer.limits.client_options()
+    given = [*peer.limits.client_options(), *(options or [])]
     if peer.tls is None:
-        inner = grpc.aio.insecure_channel(peer.address, options)
+        inner = grpc.aio.insecure_channel(peer.address, given)
     else:
-        inner = grpc.aio.secure_channel(peer.address, _credentials(peer.tls), options)
+        inner = grpc.aio.secure_channel(peer.address, _credentials(peer.tls), given)
     return DomainChannel(
         inner,
         deadline_seconds=peer.unary_deadline_seconds,

@@ -112,6 +112,9 @@ class Peer(Nested):
     tls: PeerTls | None = None
     limits: Limits = Limits()
     unary_deadline_seconds: PositiveFloat = 30.0
+    # A name may come to mean other machines: a long-lived caller opens its connection anew so
+    # often, and leaves the last one when the calls on it are over.
+    renew_seconds: PositiveFloat = 300.0
 
 
 class Endpoint(Nested):

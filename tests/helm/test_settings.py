@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from helm.schema import NOT_OFFERED, OWNED, SCHEMA, leaves, services
+from services.gateway.settings import EnginePeer
 from services.runtime.attachments import Terms
 from services.runtime.settings import _names, read
 from tests.helm.chart import PROFILES, Manifest, containers, manifests, of_kind, pods
@@ -171,7 +172,22 @@ def test_an_old_cluster_outlives_its_attachments() -> None:
         config = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]
         terms = Terms(**config["args"]["terms"])
         assert config["args"]["terms"].items() <= Terms().model_dump().items()
-        assert service["spec"]["rayClusterDeletionDelaySeconds"] >= terms.longest_seconds + 30
+        renewal = EnginePeer(address="score").renew_seconds
+        delay = service["spec"]["rayClusterDeletionDelaySeconds"]
+        assert delay >= renewal + terms.longest_seconds + 60
+
+
+def test_gateways_call_where_an_upgrade_leads() -> None:
+    """The names that they call are the ones that KubeRay moves, in both layouts."""
+    for profile in ("cpu", "gpu-fleet"):
+        found = manifests(profile)
+        moved = {
+            service["spec"]["serveService"]["metadata"]["name"]
+            for service in of_kind(found, "RayService").values()
+        }
+        called = environment(found, "gateway")
+        names = {called[f"{engine}.address"] for engine in ENGINES}
+        assert names == {f"dns:///{name}:9000" for name in moved}
 
 
 @pytest.mark.parametrize(

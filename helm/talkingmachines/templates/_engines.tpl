@@ -16,11 +16,11 @@
 {{- eq $root.Values.engines.layout "together" | ternary "engines" (index . 1) -}}
 {{- end -}}
 
-{{/* (root, cluster) → JSON: cpus and gpus of a worker pod, fewest and most pods, seconds that attachments last */}}
+{{/* (root, cluster) → JSON: cpus and gpus of a worker pod, fewest and most pods, seconds that attachments last, and in which gateways open their connections anew */}}
 {{- define "tm.numbers" -}}
 {{- $root := index . 0 -}}{{- $cluster := index . 1 -}}
 {{- $perPod := $cluster.workers.replicasPerPod -}}
-{{- $cpus := 0.0 -}}{{- $gpus := 0.0 -}}{{- $least := 0 -}}{{- $most := 0 -}}{{- $longest := 0.0 -}}
+{{- $cpus := 0.0 -}}{{- $gpus := 0.0 -}}{{- $least := 0 -}}{{- $most := 0 -}}{{- $longest := 0.0 -}}{{- $renewal := 0.0 -}}
 {{- range $cluster.members -}}
 {{- $settings := (index $root.Values .).settings -}}
 {{- $ranks := mulf (default 1 $settings.ranks) $perPod -}}
@@ -30,8 +30,11 @@
 {{- $most = max $most (divf $settings.replicas.most $perPod | ceil | int) -}}
 {{- $terms := $settings.terms -}}
 {{- $longest = maxf $longest (addf (mulf $terms.max_age_seconds (addf 1 $terms.jitter)) $terms.time_left_seconds 1) -}}
+{{- $renewal = maxf $renewal (dig . "renew_seconds" 30.0 $root.Values.gateway.settings) -}}
 {{- end -}}
-{{- dict "cpus" (ceil $cpus | int) "gpus" (ceil $gpus | int) "least" $least "most" $most "longest" (ceil $longest | int) | toJson -}}
+{{- /* A renewal comes a fifth late at most, takes up to 10 s, and pauses up to 5 s. */ -}}
+{{- $renewal = addf (mulf $renewal 1.2) 15 -}}
+{{- dict "cpus" (ceil $cpus | int) "gpus" (ceil $gpus | int) "least" $least "most" $most "longest" (ceil $longest | int) "renewal" (ceil $renewal | int) | toJson -}}
 {{- end -}}
 
 {{/* root → folder in which models are */}}
