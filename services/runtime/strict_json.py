@@ -27,6 +27,8 @@ class Misfit(ValueError):
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         super().__init__(f"{field}: expected {expected}, got {shown}")
         self.field = field
+        self.got = shown
+        self.expected = expected
 
 
 def parse(file: Path) -> Any:
