@@ -134,7 +134,7 @@ async def answered(model: LocalModel, metrics: BridgeMetrics, sound: bytes) -> f
             PERSONA,
             rate=model.sample_rate,
             next_turn=1,
-            fresh=True,
+            owed=None,
             tell=tell,
             metrics=metrics,
         )

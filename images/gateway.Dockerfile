@@ -9,7 +9,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY talkingmachines talkingmachines
-RUN /opt/venv/bin/pip install --constraint constraints.txt '.[gateway,cli,buckets]'
+RUN /opt/venv/bin/pip install --constraint constraints.txt '.[gateway,cli,cluster,buckets]'
 
 FROM python:${PYTHON}
 ARG VERSION=0.1.0

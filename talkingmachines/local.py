@@ -26,6 +26,8 @@ class Addresses:
     engines: str  # of the ingress of score and VAE
     pid: int  # of the process that ends it all
     characters: list[str]  # ids of those that come with the model
+    bridge: str = ""  # of the bridge to a speech model; empty: no conversations are held
+    advice: str = ""  # then: what to do to have them
     ready_seconds: float = 0.0  # that starting took
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import wave
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Piece = Pcm | NDArray[Any] | bytes
 Speech = Piece | Path | str | Iterable[Piece] | AsyncIterable[Piece]
 
 _FILE_PIECE_SECONDS = 0.1
+_LIVE_PIECE_SECONDS = 0.02
 
 
 async def pieces(
@@ -51,6 +53,16 @@ async def pieces(
         case _:
             for part in speech:
                 yield piece(part, sample_rate=sample_rate, speaker=speaker)
+
+
+async def live(speech: Pcm) -> AsyncIterator[Pcm]:
+    """`speech` as a microphone gives it: in real time, and silence ever after."""
+    clock = asyncio.get_running_loop().time
+    size, begun = round(_LIVE_PIECE_SECONDS * speech.sample_rate), clock()
+    for start in count(0, size):
+        await asyncio.sleep(begun + (start + size) / speech.sample_rate - clock())
+        samples = speech.part(start, start + size).samples
+        yield Pcm(samples.ljust(2 * size, b"\0"), speech.sample_rate)
 
 
 def piece(sound: Piece, *, sample_rate: int | None = None, speaker: int = 0) -> Pcm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from services.gateway.deletion_cost import CannotPublish
 from services.gateway.gateway import gateway
 from services.gateway.settings import Settings
 from services.runtime.drain import Drain
@@ -18,7 +19,7 @@ async def _serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    run("gateway", Settings, _serve)
+    run("gateway", Settings, _serve, CannotPublish)
 
 
 if __name__ == "__main__":

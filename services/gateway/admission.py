@@ -26,16 +26,19 @@ _PLACE_SECONDS = 30.0  # a place lives so long without being renewed
 _WAITING_SECONDS = 5.0  # a ticket lives so long without being asked about
 _RETRY_SECONDS = 5.0
 _TRIAL_MS = 2_000
+_NEWEST = 0.1  # weight of the newest session in the mean of their lengths
 
-_ACTIVE, _QUEUE, _WAITING, _COUNTER, _TRIAL = (
-    f"tm:{{fleet}}:{name}" for name in ("active", "queue", "waiting", "tickets", "trial")
+_ACTIVE, _QUEUE, _WAITING, _COUNTER, _TRIAL, _LENGTH = (
+    f"tm:{{fleet}}:{name}" for name in ("active", "queue", "waiting", "tickets", "trial", "length")
 )
 
-# KEYS: active, queue, waiting, counter, the caller's, slots of the engines, trial. ARGV: ticket,
-# capacity (0: any), the caller's most, longest queue, seconds of a place, seconds of a ticket,
-# order (or ''), milliseconds between trials. When as many sessions run as replicas are known to
-# take, the first in the queue is let in on trial now and then: others may have come.
-# Returns position (0: admitted, -1: the caller has its share, -2: the queue is full), depth, order.
+# KEYS: active, queue, waiting, counter, the caller's, slots of the engines, trial, mean length of
+# sessions. ARGV: ticket, capacity (0: any), the caller's most, longest queue, seconds of a place,
+# seconds of a ticket, order (or ''), milliseconds between trials. When as many sessions run as
+# replicas are known to take, the first in the queue is let in on trial now and then: others may
+# have come.
+# Returns position (0: admitted, -1: the caller has its share, -2: the queue is full), depth, order,
+# and seconds until it is let in ('': nobody knows), if sessions end as often as of late.
 _ENTER = Script("""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -47,10 +50,10 @@ for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
   redis.call('ZREM', KEYS[2], gone)
   redis.call('ZREM', KEYS[3], gone)
 end
-if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[3]) then return {-1, 0, ''} end
+if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[3]) then return {-1, 0, '', ''} end
 local order = redis.call('ZSCORE', KEYS[2], ARGV[1]) or ARGV[7]
 if order == '' then
-  if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[4]) then return {-2, 0, ''} end
+  if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[4]) then return {-2, 0, '', ''} end
   order = tostring(redis.call('INCR', KEYS[4]))
 end
 redis.call('ZADD', KEYS[2], order, ARGV[1])
@@ -65,9 +68,11 @@ if rank == 0 and (most == 0 or active < most) and (slots == 0 or active < slots
   redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
   redis.call('ZADD', KEYS[5], now + ARGV[5], ARGV[1])
   redis.call('EXPIRE', KEYS[5], 86400)
-  return {0, 0, order}
+  return {0, 0, order, '0'}
 end
-return {rank + 1, redis.call('ZCARD', KEYS[2]), order}
+local length, wait = redis.call('GET', KEYS[8]), ''
+if length and active > 0 then wait = tostring((rank + 1) * length / active) end
+return {rank + 1, redis.call('ZCARD', KEYS[2]), order, wait}
 """)
 
 # KEYS: active, the caller's. ARGV: ticket, seconds.
@@ -80,11 +85,26 @@ redis.call('EXPIRE', KEYS[2], 86400)
 return 1
 """)
 
-# KEYS: active, queue, waiting, the caller's. ARGV: ticket.
+# KEYS: active, queue, waiting, the caller's, mean length of sessions. ARGV: ticket, seconds that
+# its session ran (0: it never did), weight of the newest in the mean.
 _LEAVE = Script("""
 for i = 1, 4 do redis.call('ZREM', KEYS[i], ARGV[1]) end
+local ran = tonumber(ARGV[2])
+if ran > 0 then
+  local mean = tonumber(redis.call('GET', KEYS[5]) or ran)
+  redis.call('SET', KEYS[5], tostring(mean + (ran - mean) * ARGV[3]), 'EX', 86400)
+end
 return 1
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Where a caller stands in the queue."""
+
+    position: int  # 1 is next
+    depth: int  # callers waiting in all
+    wait: float | None = None  # seconds, an estimate; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +123,32 @@ class Admission:
         self._capacity = capacity
         self._metrics = metrics
 
-    def ticket(self, caller: str, *, most: int, tell: Callable[[int, int], None]) -> Ticket:
+    def ticket(self, caller: str, *, most: int, tell: Callable[[Waiting], None]) -> Ticket:
         """A place to be asked for.
 
         Args:
             caller: whose sessions are counted together.
             most: sessions that the caller may have at once.
-            tell: told position and depth whenever they change while waiting.
+            tell: told where the caller stands, whenever that changes while it waits.
         """
         return Ticket(self, caller, most=most, tell=tell)
 
-    async def enter(self, ticket: str, caller: str, most: int, order: str) -> tuple[int, int, str]:
-        keys = [_ACTIVE, _QUEUE, _WAITING, _COUNTER, _caller(caller), SLOTS, _TRIAL]
+    async def enter(self, ticket: str, caller: str, most: int, order: str) -> tuple[Waiting, str]:
+        """Where the ticket stands (position 0: it has a place), and its order in the queue."""
+        keys = [_ACTIVE, _QUEUE, _WAITING, _COUNTER, _caller(caller), SLOTS, _TRIAL, _LENGTH]
         limits = [self._capacity.sessions, most, self._capacity.queue]
         args = [ticket, *limits, _PLACE_SECONDS, _WAITING_SECONDS, order, _TRIAL_MS]
-        position, depth, order_ = await self._store.run(_ENTER, keys, args)
-        return int(position), int(depth), order_.decode()
+        position, depth, order_, wait = await self._store.run(_ENTER, keys, args)
+        waiting = Waiting(int(position), int(depth), float(wait) if wait else None)
+        return waiting, order_.decode()
 
     async def renew(self, ticket: str, caller: str) -> None:
         keys = [_ACTIVE, _caller(caller)]
         await self._store.run(_RENEW, keys, [ticket, _PLACE_SECONDS])
 
-    async def leave(self, ticket: str, caller: str) -> None:
-        keys = [_ACTIVE, _QUEUE, _WAITING, _caller(caller)]
-        await self._store.run(_LEAVE, keys, [ticket])
+    async def leave(self, ticket: str, caller: str, ran: float) -> None:
+        keys = [_ACTIVE, _QUEUE, _WAITING, _caller(caller), _LENGTH]
+        await self._store.run(_LEAVE, keys, [ticket, ran, _NEWEST])
 
     def waited(self, seconds: float) -> None:
         self._metrics.queue_wait.observe(seconds)
@@ -136,7 +158,7 @@ class Ticket:
     """One caller's claim to a place: waits for it, keeps it, gives it back."""
 
     def __init__(
-        self, admission: Admission, caller: str, *, most: int, tell: Callable[[int, int], None]
+        self, admission: Admission, caller: str, *, most: int, tell: Callable[[Waiting], None]
     ) -> None:
         self._admission = admission
         self._caller = caller
@@ -145,6 +167,7 @@ class Ticket:
         self._name = secrets.token_hex(12)
         self._order = ""  # in the queue; kept when a place turns out to be none
         self._told = (0, 0)
+        self._began: float | None = None  # loop time since which it has its place
 
     async def wait(self, deadline: float) -> None:
         """Return with a place.
@@ -160,33 +183,34 @@ class Ticket:
         clock = asyncio.get_running_loop().time
         started = clock()
         while True:
-            position, depth, order = await self._admission.enter(
+            waiting, order = await self._admission.enter(
                 self._name, self._caller, self._most, self._order
             )
-            match position:
+            match waiting.position:
                 case 0:
-                    self._order = order
-                    self._admission.waited(clock() - started)
+                    self._order, self._began = order, clock()
+                    self._admission.waited(self._began - started)
                     return
                 case -1:
                     raise QuotaExceeded("sessions at once", limit=str(self._most))
                 case -2:
                     raise NoCapacity("a session", retry_after=_RETRY_SECONDS)
             self._order = order
-            await self.pause(deadline, position=position, depth=depth)
+            await self.pause(deadline, waiting)
 
-    async def pause(self, deadline: float, *, position: int = 1, depth: int = 1) -> None:
-        """Tell the position, and wait a little.
+    async def pause(self, deadline: float, waiting: Waiting = Waiting(1, 1)) -> None:
+        """Tell the position, and wait a little; a place that it had was none.
 
         Raises:
             NoCapacity: the deadline has come.
         """
+        self._began = None
         if asyncio.get_running_loop().time() + _POLL_SECONDS > deadline:
             await self.give_back()
             raise NoCapacity("a session", retry_after=_RETRY_SECONDS)
-        if (position, depth) != self._told:
-            self._told = (position, depth)
-            self._tell(position, depth)
+        if (waiting.position, waiting.depth) != self._told:
+            self._told = (waiting.position, waiting.depth)
+            self._tell(waiting)
         await asyncio.sleep(_POLL_SECONDS * random.uniform(0.7, 1.0))
 
     async def take(self) -> None:
@@ -202,8 +226,11 @@ class Ticket:
 
     async def give_back(self) -> None:
         """Leave place or queue; Redis away: both are forgotten by themselves."""
+        now = asyncio.get_running_loop().time()
+        ran = 0.0 if self._began is None else now - self._began
+        self._began = None
         with suppress(Unavailable):
-            await self._admission.leave(self._name, self._caller)
+            await self._admission.leave(self._name, self._caller, ran)
 
 
 def _caller(name: str) -> str:

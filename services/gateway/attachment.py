@@ -123,6 +123,7 @@ class Attachment(Generic[I, A]):
         self._input_over = False
         self._link: Link[Any, Any] | None = None
         self._successor: Link[Any, Any] | None = None
+        self._successor_leaves: media_pb2.HandOver | None = None  # asked for before it was ours
         self._moving: HandOverReason | None = None  # why an attachment is being made, while it is
         self._fruitless = 0  # attachments lost in a row without an answer
         self._lost_at: float | None = None  # the first of them
@@ -188,8 +189,10 @@ class Attachment(Generic[I, A]):
                 self._lost(link, loss, HandOverReason.FAILURE)
             case _Heard(link=link, reply=reply) if link is self._link:
                 yield from self._hear(link, reply)
+            case _Heard(link=link, reply=reply) if link is self._successor:
+                self._hear_early(link, reply)
             case _Heard():
-                pass  # a replica that was left, or one that was attached to beforehand
+                pass  # a replica that was left
             case _Made(link=link):
                 self._made(link)
             case _NotMade(error=failure):
@@ -221,6 +224,16 @@ class Attachment(Generic[I, A]):
             self._time(answer.chunk)
         yield answer
         self._switch_at_boundary()
+
+    def _hear_early(self, link: Link[Any, Any], reply: Any) -> None:
+        """A replica that was attached to beforehand has no work yet; it can only ask us to go."""
+        try:
+            answer = self._wire.read(reply)
+        except BadInput as error:
+            self._lost(link, EngineFailure(f"a malformed answer: {error}"), HandOverReason.FAILURE)
+            return
+        if isinstance(answer, media_pb2.HandOver):
+            self._successor_leaves = answer
 
     def _time(self, chunk: int) -> None:
         """Count how long a chunk took."""
@@ -305,6 +318,9 @@ class Attachment(Generic[I, A]):
             self._metrics.rebuilds.labels(self._wire.engine, reason).inc()
         self._bring_up_to_date(new)
         self._send_pending()
+        leaves, self._successor_leaves = self._successor_leaves, None
+        if leaves is not None:
+            self._leave_soon(leaves)
 
     def _under_way(self, link: Link[Any, Any]) -> bool:
         return next(iter(self._pending), link.next_chunk) < link.next_chunk
@@ -326,7 +342,7 @@ class Attachment(Generic[I, A]):
         if now - self._lost_at > self._patience.rebuild:
             raise error
         if link is self._successor:
-            self._successor = None
+            self._successor = self._successor_leaves = None
             self._move(self._moving or reason, self._patience.rebuild)
             return
         self._link = None

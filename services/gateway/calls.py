@@ -16,7 +16,7 @@ from typing import TypeVar
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Waiting
 from services.gateway.ahead import read_ahead
 from services.gateway.auth import Caller
 from services.gateway.avatars import Avatars, Character
@@ -273,10 +273,12 @@ class _Call:
         left = duration.to_proto(self._calls.drain.remaining)
         self._outbox.tell(Event(going_away=avatar_pb2.GoingAway(time_left=left)))
 
-    def _queued(self, position: int, depth: int) -> None:
-        self._calls.metrics.queue_sessions.set(depth)
+    def _queued(self, place: Waiting) -> None:
+        self._calls.metrics.queue_sessions.set(place.depth)
         self._standing.be(SessionState.QUEUED)
-        self._outbox.tell(Event(queued=avatar_pb2.Queued(position=position, depth=depth)))
+        wait = None if place.wait is None else duration.to_proto(place.wait)
+        queued = avatar_pb2.Queued(position=place.position, depth=place.depth, expected_wait=wait)
+        self._outbox.tell(Event(queued=queued))
 
 
 def refusal(error: TalkingMachinesError) -> Refusal:

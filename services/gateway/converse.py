@@ -29,7 +29,7 @@ from talkingmachines.errors import BadInput, TalkingMachinesError, TimedOut, Una
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Pcm
 from talkingmachines.spec import StreamSpec
-from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
+from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2, storage_pb2
 
 if TYPE_CHECKING:  # a class that only the stubs' types have
     from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceAsyncStub
@@ -59,6 +59,7 @@ class _Answer:
     received: int = 0  # samples, at the bridge's rate
     complete: bool = False  # whether the bridge sent all of it
     closed: bool = False  # whether the chunker knows
+    orphan: bool = False  # whether the bridge that said it is gone
 
 
 class Converse:
@@ -72,6 +73,7 @@ class Converse:
         session_id: str,
         persona: avatar_pb2.Persona,
         spec: StreamSpec,
+        said: storage_pb2.Conversation,
     ) -> None:
         self._session = session
         self._stub = stub
@@ -89,7 +91,7 @@ class Converse:
         self._newest = (0, 0)  # turn that began last, at the bridge and in the session
         self._cut_at = (0, 0)  # where the answer that was cut off last began and ended
         self._words: deque[avatar_pb2.Transcript] = deque()  # whose place is not known yet
-        self._history = History()
+        self._history = History(said)
         self._user_rate = 0
         self._user_sample = 0  # next of the user's voice
         self._user_before = 0  # of these, before this bridge
@@ -117,6 +119,7 @@ class Converse:
                 result = request.tool_result
                 check_text(result.result_json, most=_RESULT, at="tool_result.result_json")
                 self._history.answered(result)
+                self._remember()
                 self._send(tool_result=result)
             case other:
                 raise BadInput(other or "message", got="a message", expected="another")
@@ -161,6 +164,7 @@ class Converse:
 
     async def run(self, character: Character) -> None:
         del character  # the session, which we know
+        self._break_off(interrupted=True)  # what a gateway before us began to say
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             backoff = _FIRST_BACKOFF
@@ -220,7 +224,7 @@ class Converse:
         return llm_bridge_pb2.ConverseOpen(
             session_id=self._session_id,
             persona=self._persona,
-            history=self._history.events,
+            history=self._history.events(self._words),
             next_turn=self._session.newest_turn + 1,
         )
 
@@ -238,7 +242,7 @@ class Converse:
         moving = self._leave_at is not None and self._unsent is not None
         self._unsent, self._leave_at = None, None
         if self._answer is not None:
-            self._answer.complete = True
+            self._answer.complete = self._answer.orphan = True
         if moving:
             return False
         _log.warning("no bridge", error=error)
@@ -275,10 +279,13 @@ class Converse:
             case "user_speech":
                 self._user_speech(response.user_speech)
             case "notice":
+                if response.notice.turn:
+                    response.notice.turn = self._ours(response.notice.turn)
                 self._session.tell(Event(notice=response.notice))
             case "tool_call":
                 response.tool_call.turn = self._ours(response.tool_call.turn)
                 self._history.called(response.tool_call)
+                self._remember()
                 self._session.tell(Event(tool_call=response.tool_call))
             case "hand_over":
                 left = duration.from_proto(response.hand_over.time_left)
@@ -311,12 +318,16 @@ class Converse:
         self._words.clear()
         self._answer = None
         self._report(answer, heard)
+        if answer.orphan:
+            self._break_off(interrupted=True)
 
     def _transcript(self, words: avatar_pb2.Transcript) -> None:
         character = words.party == avatar_pb2.PARTY_CHARACTER
         words.turn = self._ours(words.turn)
+        self._history.number(words)
         if words.final:
             self._history.said(words)
+            self._remember()
         if character and not words.final:
             self._words.append(words)  # until its place is known
             return
@@ -367,6 +378,8 @@ class Converse:
         self._report(answer, heard)
         if answer.closed and heard >= answer.received:
             self._answer = None
+            if answer.orphan:
+                self._break_off(interrupted=False)
 
     def _heard(self) -> int:
         """Samples of the answer that the client has heard, at the bridge's rate."""
@@ -389,6 +402,18 @@ class Converse:
             words = self._words.popleft()
             words.first_sample, words.end_sample = self._places(words)
             self._session.tell(Event(transcript=words))
+            self._history.saying(words)
+            self._remember()
+
+    def _break_off(self, *, interrupted: bool) -> None:
+        """Nobody will say how an answer ended: what the client was told of it is all there is."""
+        if (words := self._history.broken_off()) is not None:
+            words.interrupted = interrupted
+            self._session.tell(Event(transcript=words))
+            self._remember()
+
+    def _remember(self) -> None:
+        self._session.remember(self._history.to_proto())
 
     def _count_answer(self) -> None:
         """How long the user waited, once the answer is seen."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,6 +23,7 @@ from services.gateway.blobs import Blobs
 from services.gateway.browser_call import Desk
 from services.gateway.calls import Calls, Conversation
 from services.gateway.converse import Converse
+from services.gateway.deletion_cost import DeletionCost, deletion_cost
 from services.gateway.engines import Engines
 from services.gateway.entrance import Entrance
 from services.gateway.http_api import HttpApi
@@ -41,6 +43,7 @@ from services.runtime.endpoint import HttpEndpoint
 from services.runtime.metrics import GatewayMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.settings import is_loopback
+from services.runtime.token import shown
 from services.runtime.tracing import Tracing
 from talkingmachines.channel import DomainChannel
 from talkingmachines.media import spec_from_proto
@@ -91,6 +94,10 @@ async def gateway(
             metrics=metrics,
             conversation=await stack.enter_async_context(_conversation(settings)),
         )
+        told = list[DeletionCost]()
+        if settings.pod is not None:
+            cost = deletion_cost(settings.pod, lambda: leases.holding, environment=os.environ)
+            told.append(await stack.enter_async_context(cost))
         entrance = Entrance(_door(settings), metrics)
         servicer = AvatarServicer(entrance, avatars, calls, metrics, settings.room)
         server = Server(
@@ -109,7 +116,9 @@ async def gateway(
             web = _web(settings.web, entrance, avatars, desk)
             await stack.enter_async_context(web)
         await stack.enter_async_context(server)
-        await stack.enter_async_context(_beside(drain, engines.watch(), replicas.write()))
+        await stack.enter_async_context(
+            _beside(drain, engines.watch(), replicas.write(), *(cost.publish() for cost in told))
+        )
         yield Serving(server, web, avatars)
 
 
@@ -167,8 +176,8 @@ def _channels(settings: Settings) -> list[DomainChannel]:
 
 
 def _token(settings: Settings) -> list[tuple[str, str]]:
-    token = settings.engine_token_file
-    return [("authorization", f"Bearer {token.read_text().strip()}")] if token else []
+    file = settings.engine_token_file
+    return [shown(file)] if file else []
 
 
 @asynccontextmanager
@@ -186,6 +195,7 @@ async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None
                 stub,
                 session_id=grant.session_id,
                 persona=grant.record.persona,
+                said=grant.conversation,
                 spec=spec_from_proto(grant.record.spec, at="spec"),
             )
 

@@ -12,7 +12,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import structlog
@@ -41,23 +41,24 @@ return 1
 """)
 
 # ARGV: owner, epoch, time to live, entries to keep, whether the client has its newest token (1),
-# first chunk (-1: nothing to write), entries. The log ends with the entries given, whatever it held
-# from `first` on.
+# conversation (empty: as before), first chunk (-1: nothing to write), entries. The log ends with
+# the entries given, whatever it held from `first` on.
 _WRITE = Script("""
 local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'end')
 if not held[1] then return -1 end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
 if ARGV[5] == '1' then redis.call('HDEL', KEYS[1], 'token_before') end
-local first, past = tonumber(ARGV[6]), tonumber(held[3])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'conversation', ARGV[6]) end
+local first, past = tonumber(ARGV[7]), tonumber(held[3])
 if first >= 0 then
   if first > past or past - first >= redis.call('LLEN', KEYS[2]) then
     redis.call('DEL', KEYS[2])
   elseif first < past then
     redis.call('LTRIM', KEYS[2], 0, first - past - 1)
   end
-  for i = 7, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
+  for i = 8, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
   redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
-  redis.call('HSET', KEYS[1], 'end', first + #ARGV - 6)
+  redis.call('HSET', KEYS[1], 'end', first + #ARGV - 7)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
@@ -67,14 +68,15 @@ return 1
 # ARGV: token digest, tenant, owner, new token digest, time to live. The token that was shown stays
 # valid beside the new one: nobody knows yet whether that reaches the client.
 _TAKE = Script("""
-local held = redis.call('HMGET', KEYS[1], 'token', 'token_before', 'tenant', 'epoch', 'record')
+local held = redis.call('HMGET', KEYS[1], 'token', 'token_before', 'tenant', 'epoch', 'record',
+  'conversation')
 if held[1] ~= ARGV[1] and held[2] ~= ARGV[1] or held[3] ~= ARGV[2] then return false end
 local epoch = tonumber(held[4]) + 1
 redis.call('HSET', KEYS[1], 'owner', ARGV[3], 'epoch', epoch, 'token', ARGV[4],
   'token_before', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
-return {epoch, held[5], redis.call('LRANGE', KEYS[2], 0, -1)}
+return {epoch, held[5], redis.call('LRANGE', KEYS[2], 0, -1), held[6] or ''}
 """)
 
 # ARGV: owner, epoch.
@@ -94,6 +96,7 @@ class Grant:
     token: bytes  # resumes it, once; a secret
     record: storage_pb2.SessionRecord
     log: tuple[storage_pb2.LogEntry, ...] = ()
+    conversation: storage_pb2.Conversation = field(default_factory=storage_pb2.Conversation)
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -113,6 +116,7 @@ class Leases:
         self._store = store
         self._owner = owner
         self._metrics = metrics
+        self.holding = 0  # sessions, now
         self.window = window
         # Renewed every third of it: when a gateway dies, at least the window is left.
         self.lifetime = 1.5 * window
@@ -144,13 +148,14 @@ class Leases:
         taken = await self._store.run(_TAKE, claim.keys, args)
         if taken is None:
             raise NotFound("session to resume", session_id)
-        epoch, record, entries = taken
+        epoch, record, entries, conversation = taken
         return Grant(
             session_id,
             epoch,
             claim.token,
             storage_pb2.SessionRecord.FromString(record),
             tuple(storage_pb2.LogEntry.FromString(entry) for entry in entries),
+            storage_pb2.Conversation.FromString(conversation),
         )
 
     async def end(self, grant: Grant) -> None:
@@ -170,18 +175,26 @@ class Leases:
         return Lease(self, grant, log, keep=keep, at=at)
 
     async def write(
-        self, grant: Grant, keep: int, first: int, entries: list[bytes], *, told: bool = False
+        self,
+        grant: Grant,
+        keep: int,
+        first: int,
+        entries: list[bytes],
+        *,
+        told: bool = False,
+        said: bytes = b"",
     ) -> None:
         """Write the log from chunk `first` on; -1: only stay the owner.
 
         Args:
             told: whether the client has its newest token, so that none before it is needed.
+            said: a `Conversation`; b"": as before.
 
         Raises:
             Fenced: another connection holds the session.
             Unavailable: Redis is away.
         """
-        args = [self._owner, grant.epoch, self._ttl, keep, int(told), first, *entries]
+        args = [self._owner, grant.epoch, self._ttl, keep, int(told), said, first, *entries]
         match await self._store.run(_WRITE, grant.keys, args):
             case 0:
                 self._metrics.leases_lost.inc()
@@ -192,6 +205,7 @@ class Leases:
 
     def held(self, change: int) -> None:
         """Count sessions that are held."""
+        self.holding += change
         self._metrics.leases.inc(change)
 
     async def _create(self, grant: Grant) -> None:
@@ -225,6 +239,8 @@ class Lease:
         self._wake = Wake()
         self._unwritten: int | None = None  # the first chunk that Redis does not have
         self._told = False  # whether the client has its newest token
+        self._said = b""  # the newest `Conversation`
+        self._said_unwritten = False
 
     def wrote(self, chunk: int) -> None:
         """A chunk was drawn, or what it holds changed; all after it were, too, or are void."""
@@ -235,6 +251,11 @@ class Lease:
     def told(self) -> None:
         self._told = True
 
+    def said(self, conversation: storage_pb2.Conversation) -> None:
+        """The conversation, as it is now."""
+        self._said, self._said_unwritten = conversation.SerializeToString(), True
+        self._wake.give()
+
     async def keep(self) -> None:
         """Write and renew for as long as the session lasts.
 
@@ -244,7 +265,7 @@ class Lease:
         self._leases.held(1)
         try:
             while True:
-                if self._unwritten is None:
+                if self._unwritten is None and not self._said_unwritten:
                     await self._wake.wait(self._leases.lifetime / 3)
                 await self._try()
         finally:
@@ -255,20 +276,24 @@ class Lease:
             await self._write()
         except Unavailable as error:
             self._unwritten = 0  # what is kept of the log goes there anew
+            self._said_unwritten = bool(self._said)
             if error.retry_after:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _write(self) -> None:
         first, self._unwritten = self._unwritten, None
+        said, self._said_unwritten = self._said if self._said_unwritten else b"", False
         drawn = [entry for entry in self._log.entries if entry.latents is not None]
         if first is None:
-            await self._leases.write(self._grant, self._keep, -1, [], told=self._told)
+            await self._leases.write(self._grant, self._keep, -1, [], told=self._told, said=said)
             return
         entries = [entry for entry in drawn[-self._keep :] if entry.chunk.chunk >= first]
         if entries:
             first = entries[0].chunk.chunk
         written = [self._bytes(entry) for entry in entries]
-        await self._leases.write(self._grant, self._keep, first, written, told=self._told)
+        await self._leases.write(
+            self._grant, self._keep, first, written, told=self._told, said=said
+        )
 
     def _bytes(self, entry: Entry) -> bytes:
         position, turn = self._at()

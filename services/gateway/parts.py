@@ -18,6 +18,7 @@ from services.gateway.spans import Spans
 from services.gateway.wires import VaeWire
 from talkingmachines.media import Latents
 from talkingmachines.picture import VideoFrame
+from talkingmachines.v1 import storage_pb2
 
 
 class Journal(Protocol):
@@ -28,6 +29,9 @@ class Journal(Protocol):
 
     def told(self) -> None:
         """The client has the newest token."""
+
+    def said(self, conversation: storage_pb2.Conversation) -> None:
+        """The conversation, as it is now."""
 
 
 @dataclass(frozen=True, slots=True)

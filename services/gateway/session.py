@@ -23,7 +23,7 @@ from talkingmachines.errors import BadInput, QuotaExceeded, TimedOut
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Latents, Pcm
 from talkingmachines.picture import VideoFormat, VideoSettings
-from talkingmachines.v1 import avatar_pb2, media_pb2, vae_pb2
+from talkingmachines.v1 import avatar_pb2, media_pb2, storage_pb2, vae_pb2
 
 _WATCH_SECONDS = 1.0
 
@@ -122,6 +122,10 @@ class Session:
 
     def tell(self, event: Event) -> None:
         self._parts.outbox.tell(event)
+
+    def remember(self, conversation: storage_pb2.Conversation) -> None:
+        """Keep what was said where another gateway finds it."""
+        self._parts.journal.said(conversation)
 
     def answered(self, seconds: float) -> None:
         """Note how long the user waited for the character's answer."""

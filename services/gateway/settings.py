@@ -17,6 +17,7 @@ from pydantic_settings import SettingsConfigDict
 from services.gateway.adaptation import Rates
 from services.gateway.admission import Capacity
 from services.gateway.attaching import Patience
+from services.gateway.deletion_cost import Pod
 from services.gateway.ice import Ice, Turn
 from services.gateway.images import ImageLimits
 from services.gateway.limits import CallerLimits, SessionLimits
@@ -148,6 +149,7 @@ class Settings(ServiceSettings):
     lead: Lead = Lead()
     patience: Patience = Patience()
     room: Room = Room()
+    pod: Pod | None = None  # in Kubernetes: tells it which gateway has the fewest sessions
     resume_seconds: PositiveFloat = 30.0  # how long a session without a gateway can be resumed
 
     @model_validator(mode="after")

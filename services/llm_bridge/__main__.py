@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from services.llm_bridge.bridge import bridge
+from services.llm_bridge.installed import NotInstalled
 from services.llm_bridge.settings import Settings
 from services.runtime.drain import Drain
 from services.runtime.program import run
@@ -18,7 +19,7 @@ async def _serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    run("bridge", Settings, _serve)
+    run("bridge", Settings, _serve, NotInstalled)
 
 
 if __name__ == "__main__":

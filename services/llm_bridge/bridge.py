@@ -11,6 +11,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from services.llm_bridge.installed import check
 from services.llm_bridge.persona import Patience
 from services.llm_bridge.servicer import LlmBridgeServicer
 from services.llm_bridge.settings import Settings
@@ -19,6 +20,7 @@ from services.runtime.drain import Drain
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.metrics import BridgeMetrics, RpcMetrics
 from services.runtime.server import Server, Service
+from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
 from talkingmachines.v1.llm_bridge_pb2 import DESCRIPTOR
 from talkingmachines.v1.llm_bridge_pb2_grpc import add_LlmBridgeServiceServicer_to_server
@@ -30,18 +32,23 @@ NAME = DESCRIPTOR.services_by_name["LlmBridgeService"].full_name
 async def bridge(
     settings: Settings, *, drain: Drain, registry: CollectorRegistry
 ) -> AsyncIterator[Server]:
-    """A bridge that serves while entered, and drains when left."""
+    """A bridge that serves while entered, and drains when left.
+
+    Raises:
+        NotInstalled: something that the settings ask for is missing.
+    """
+    check(settings)
     metrics = BridgeMetrics(registry)
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("bridge", settings.telemetry))
         model = await stack.enter_async_context(_model(settings, metrics))
-        turns, token = settings.turns, settings.token_file
+        turns = settings.turns
         servicer = LlmBridgeServicer(
             model,
             Patience(turns.end_silence, turns.min_interruption, turns.silence_timeout),
             drain,
             metrics,
-            token=token.read_text().strip() if token else None,
+            token=FleetToken(settings.token_file),
             most=settings.conversations,
         )
         checks = {"speech model": model.wrong}

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import assert_never
+from typing import Any, assert_never
 
 import structlog
 
 from services.llm_bridge import speech_model as said
 from services.llm_bridge.answer import AnswerSpeech, Words
 from services.llm_bridge.persona import Persona
-from services.llm_bridge.speech_model import Dialogue
+from services.llm_bridge.speech_model import Cue, Dialogue
 from services.llm_bridge.turns import Action, Answer, FallSilent, GiveUp, GoOn, Turns
 from services.runtime.metrics import BridgeMetrics, InterruptionKind, TurnOutcome
+from talkingmachines import duration
 from talkingmachines.errors import BadInput
 from talkingmachines.fields import FieldPath
 from talkingmachines.media import Pcm
@@ -41,7 +42,7 @@ class Conversation:
         persona: whose turn-taking it is.
         rate: of the model's speech, Hz.
         next_turn: number of the next turn, at least 1.
-        fresh: whether the call begins, and the character may greet.
+        owed: what the character is to say by itself; None: it waits.
         tell: takes what the gateway is to get.
     """
 
@@ -52,7 +53,7 @@ class Conversation:
         *,
         rate: int,
         next_turn: int,
-        fresh: bool,
+        owed: Cue | None,
         tell: Callable[[Response], None],
         metrics: BridgeMetrics,
     ) -> None:
@@ -63,7 +64,7 @@ class Conversation:
         self._metrics = metrics
         self._clock = asyncio.get_running_loop().time
         self._turns = Turns(persona.manners, now=self._clock())
-        self._greeting = persona.greeting if fresh else ""
+        self._owed = owed
         self._answers: dict[int, AnswerSpeech] = {}  # the newest one, once it was asked for
         self._user_rate = 0  # Hz, once known
         self._user_sample = 0  # next of the user's voice
@@ -78,7 +79,7 @@ class Conversation:
         """
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._follow()), tasks.create_task(self._keep_time())]
-            self._do(self._turns.greet(self._greeting, self._clock()))
+            self._do(self._turns.begin(self._owed, self._clock()))
             async for request in requests:
                 self._take(request)
                 self._go_on()
@@ -153,7 +154,11 @@ class Conversation:
                 self._do(turns.model_up(now))
             case said.RateLimited(retry_after=seconds):
                 text = f"the conversation model's limit is reached; it answers in {seconds:.0f} s"
-                self._trouble(avatar_pb2.NOTICE_KIND_MODEL_RATE_LIMITED, text)
+                self._trouble(
+                    avatar_pb2.NOTICE_KIND_MODEL_RATE_LIMITED,
+                    text,
+                    time_left=duration.to_proto(seconds),
+                )
             case _:
                 self._hear_answer(event, now)
 
@@ -216,9 +221,11 @@ class Conversation:
     def _false_alarm(self, answer: AnswerSpeech) -> None:
         self._metrics.interruptions.labels(InterruptionKind.FALSE).inc()
         self._close(answer, interrupted=True)
+        cut = answer.turn
         answer.rewind()
         kind = avatar_pb2.NOTICE_KIND_FALSE_INTERRUPTION
-        self._notice(kind, "that was only a noise: the character goes on")
+        text = "that was only a noise: the character goes on"
+        self._notice(kind, text, turn=cut)
 
     def _give_up(self, answer: AnswerSpeech) -> None:
         self._dialogue.cancel(answer.number, answer.heard)
@@ -319,9 +326,9 @@ class Conversation:
             end_sample=max(0, round(event.end * self._user_rate)),
         )
 
-    def _trouble(self, kind: avatar_pb2.NoticeKind.ValueType, text: str) -> None:
+    def _trouble(self, kind: avatar_pb2.NoticeKind.ValueType, text: str, **more: Any) -> None:
         self._in_trouble = True
-        self._notice(kind, text)
+        self._notice(kind, text, **more)
 
     def _recovered(self) -> None:
         if self._in_trouble:
@@ -329,5 +336,5 @@ class Conversation:
             kind = avatar_pb2.NOTICE_KIND_MODEL_AVAILABLE
             self._notice(kind, "the conversation model answers again")
 
-    def _notice(self, kind: avatar_pb2.NoticeKind.ValueType, text: str) -> None:
-        self._tell(Response(notice=avatar_pb2.Notice(kind=kind, message=text)))
+    def _notice(self, kind: avatar_pb2.NoticeKind.ValueType, text: str, **more: Any) -> None:
+        self._tell(Response(notice=avatar_pb2.Notice(kind=kind, message=text, **more)))

@@ -6,22 +6,32 @@ On the path: gateway → **servicer** → conversation.
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from services.llm_bridge.conversation import Conversation, Response
-from services.llm_bridge.persona import Patience, persona_from_proto
-from services.llm_bridge.speech_model import Asked, Line, Party, Past, SpeechModel, Told
+from services.llm_bridge.persona import Patience, Persona, persona_from_proto
+from services.llm_bridge.speech_model import (
+    Asked,
+    Cue,
+    Greet,
+    Line,
+    Party,
+    Past,
+    Reply,
+    SpeechModel,
+    Told,
+)
 from services.runtime.drain import Drain
 from services.runtime.interceptor import Context
 from services.runtime.logs import about
 from services.runtime.metrics import BridgeMetrics
+from services.runtime.token import FleetToken
 from talkingmachines import duration
-from talkingmachines.errors import BadInput, NoCapacity, TimedOut, Unauthenticated
+from talkingmachines.errors import BadInput, NoCapacity, TimedOut
 from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
 from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceServicer
 
@@ -41,7 +51,7 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
     """LlmBridgeService over one speech model.
 
     Args:
-        token: that callers must show; None: everybody may call.
+        token: that callers must show.
         most: conversations at once.
     """
 
@@ -49,14 +59,14 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
     patience: Patience
     drain: Drain
     metrics: BridgeMetrics
-    token: str | None
+    token: FleetToken
     most: int
     _running: int = 0
 
     async def Converse(
         self, request_iterator: Requests, context: Context
     ) -> AsyncIterator[Response]:
-        self._check(context)
+        self.token.check(context)
         opening = await _header(request_iterator)
         if self._running >= self.most:
             raise NoCapacity("a conversation", retry_after=_FULL_SECONDS)
@@ -82,7 +92,7 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
                 persona,
                 rate=self.model.sample_rate,
                 next_turn=opening.next_turn,
-                fresh=opening.next_turn <= 1 and not opening.history,
+                owed=_owed(persona, history, fresh=opening.next_turn <= 1),
                 tell=outbox.put_nowait,
                 metrics=self.metrics,
             )
@@ -112,14 +122,6 @@ class LlmBridgeServicer(LlmBridgeServiceServicer):
         )
         outbox.put_nowait(Response(hand_over=hand_over))
 
-    def _check(self, context: Context) -> None:
-        """Whether the caller shows the fleet's token."""
-        if self.token is None:
-            return
-        shown = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(shown).encode(), f"Bearer {self.token}".encode()):
-            raise Unauthenticated("the fleet's token is needed")
-
 
 async def _header(requests: Requests) -> llm_bridge_pb2.ConverseOpen:
     try:
@@ -131,6 +133,17 @@ async def _header(requests: Requests) -> llm_bridge_pb2.ConverseOpen:
         got = "nothing" if first is None else first.WhichOneof("message") or "nothing"
         raise BadInput("message", got=got, expected="open, as the first message")
     return first.open
+
+
+def _owed(persona: Persona, history: Sequence[Past], *, fresh: bool) -> Cue | None:
+    """What the character is to say by itself: a greeting, or an answer that another bridge owed."""
+    match history[-1] if history else None:
+        case Line(party=Party.USER) | Told():
+            return Reply()
+        case None if fresh and persona.greeting:
+            return Greet(persona.greeting)
+        case _:
+            return None
 
 
 def _past(event: llm_bridge_pb2.PastEvent) -> Past | None:

@@ -57,7 +57,8 @@ class Local(Nested):
 
     chat: Chat | None = None  # not given: `writer` does
     writer: Literal["script", "smollm"] = "script"
-    speech: Literal["kokoro", "flite"] = "kokoro"  # natural, or at a hundredth of the work
+    # Hibari needs a fortieth of Kokoro's work; Kokoro has more voices.
+    speech: Literal["hibari", "kokoro", "flite"] = "hibari"
     threads: PositiveInt = 1  # of recognition and of synthesis, each
 
     @model_validator(mode="after")

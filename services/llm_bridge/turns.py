@@ -133,9 +133,9 @@ class Turns:
 
     # ---- What happened ----
 
-    def greet(self, text: str, now: float) -> list[Action]:
-        """The call begins."""
-        self._owed = Greet(text) if text else None
+    def begin(self, owed: Cue | None, now: float) -> list[Action]:
+        """The call begins, or goes on from another bridge."""
+        self._owed = owed
         return self._settle(now)
 
     def user_started(self, now: float) -> list[Action]:

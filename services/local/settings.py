@@ -1,7 +1,7 @@
 """What one can tell the fleet on one machine: `TM_LOCAL_*`, read once, in `__main__`.
 
-The gateway reads its own `TM_GATEWAY_*` besides; what joins the parts (addresses, Redis, folders)
-is set here and cannot be given there.
+Gateway and bridge read their own `TM_GATEWAY_*` and `TM_BRIDGE_*` besides; what joins the parts
+(addresses, Redis, folders) is set here and cannot be given there.
 """
 
 from __future__ import annotations
@@ -35,5 +35,6 @@ class Settings(BaseSettings):
     port: Port = DEFAULT_PORT  # of the gateway; 0: any free one
     sessions: Annotated[int, Field(ge=1)] = 2  # at once
     ready_seconds: Annotated[float, Field(gt=0)] = 180.0  # after which starting is given up
+    converse: bool | None = None  # hold conversations; not given: if what they need is installed
     score: dict[str, Any] = Field(default_factory=dict)  # JSON: further settings of the replicas
     vae: dict[str, Any] = Field(default_factory=dict)

@@ -8,9 +8,9 @@ keeps eavesdroppers out is the network (a policy, a mesh).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from talkingmachines.errors import Unauthenticated
 
@@ -18,14 +18,14 @@ _SCHEME = "Bearer "
 
 
 class _Context(Protocol):
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
+    def invocation_metadata(self) -> Iterable[tuple[str, Any]] | None: ...
 
 
 class FleetToken:
     """Asks callers for the token in `file`; without a file, everybody may call.
 
-    The file has one token a line; any of them is valid, so that a new one can be given out before
-    the old one is taken away. It is read again when it changes.
+    The file has one token a line; any of them is valid, and callers show the first: so a new one
+    is put last, then first, and then the old one is taken away. It is read again when it changes.
 
     Raises:
         ValueError: the file holds no token.
@@ -65,7 +65,21 @@ class FleetToken:
 
     def _read(self, file: Path) -> None:
         version = file.stat().st_mtime_ns
-        tokens = [line.strip().encode() for line in file.read_text().splitlines() if line.strip()]
-        if not tokens:
-            raise ValueError(f"{file} holds no token")
-        self._version, self._valid = version, tokens
+        self._version, self._valid = version, _tokens(file)
+
+
+def shown(file: Path) -> tuple[str, str]:
+    """The metadata with which a caller shows the first token in `file`.
+
+    Raises:
+        ValueError: the file holds no token.
+        OSError: it cannot be read.
+    """
+    return "authorization", _SCHEME + _tokens(file)[0].decode()
+
+
+def _tokens(file: Path) -> list[bytes]:
+    tokens = [line.strip().encode() for line in file.read_text().splitlines() if line.strip()]
+    if not tokens:
+        raise ValueError(f"{file} holds no token")
+    return tokens

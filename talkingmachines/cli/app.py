@@ -11,16 +11,19 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
 from talkingmachines.cli import avatars as avatars_command
+from talkingmachines.cli import cluster as cluster_command
+from talkingmachines.cli import converse as converse_command
 from talkingmachines.cli import demo as demo_command
 from talkingmachines.cli import doctor as doctor_command
 from talkingmachines.cli import status as status_command
 from talkingmachines.cli import talk as talk_command
+from talkingmachines.cli.cluster.reading import Place
 from talkingmachines.cli.server import Server, serve_command, serve_environment
 from talkingmachines.errors import (
     BadInput,
@@ -34,6 +37,8 @@ from talkingmachines.errors import (
     Unavailable,
 )
 from talkingmachines.local import DATA_VARIABLE, DEFAULT_PORT
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Live calls with generated characters.", no_args_is_help=True, add_completion=False
@@ -58,6 +63,10 @@ UsesTls = Annotated[bool, typer.Option("--tls", help="Secure the connection.")]
 Authorities = Annotated[
     Path | None, typer.Option("--tls-ca", help="PEM of whom to believe; implies --tls.")
 ]
+InCluster = Annotated[bool, typer.Option("--cluster", help="Of a release in Kubernetes.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="With --cluster.")]
+Release = Annotated[str | None, typer.Option(help="With --cluster, where there are several.")]
+Context = Annotated[str | None, typer.Option(help="Of the kubeconfig, with --cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
 
 
@@ -68,6 +77,9 @@ def talk(
     avatar: Annotated[
         str | None, typer.Option(help="A character's id or name, or a picture file.")
     ] = None,
+    converse: Annotated[
+        bool, typer.Option("--converse", help="Ask it instead, and film how it answers.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same film.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait when the fleet is full.")] = 60.0,
     server: Address = None,
@@ -76,10 +88,11 @@ def talk(
     tls_ca: Authorities = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a character say a recording, and keep the film."""
+    """Let a character say a recording, or answer it, and keep the film."""
     where = Server(server, key, tls_ca, tls=tls)
     wish = talk_command.Wish(speech, out, avatar, seed, wait)
-    _run(talk_command.talk(where, wish, as_json=as_json))
+    command = converse_command.converse if converse else talk_command.talk
+    _run(command(where, wish, as_json=as_json))
 
 
 @app.command()
@@ -170,23 +183,39 @@ def status(
         typer.Option(help="host:port of a /metrics page; without it, the fleet of this machine."),
     ] = None,
     watch: Annotated[bool, typer.Option(help="Show it anew every second.")] = False,
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    release: Release = None,
+    context: Context = None,
     as_json: AsJson = False,
 ) -> None:
     """How the fleet is doing: replicas, sessions, capacity, time by stage."""
+    if cluster:
+        _run(cluster_command.status(Place(namespace, release, context), as_json=as_json))
+        return
     _run(status_command.status(metrics or [], watch=watch, as_json=as_json))
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine, and say what to do where something is missing."""
-    findings = doctor_command.examine()
+def doctor(
+    cluster: InCluster = False,
+    namespace: Namespace = None,
+    release: Release = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at this machine, or at a release, and say what to do where something is missing."""
+    if cluster:
+        findings = _run(cluster_command.examine(Place(namespace, release, context)))
+    else:
+        findings = doctor_command.examine()
     doctor_command.show(findings, as_json=as_json)
     raise typer.Exit(1 if any(found.failed for found in findings) else 0)
 
 
-def _run(command: Coroutine[Any, Any, None]) -> None:
+def _run(command: Coroutine[Any, Any, T]) -> T:
     try:
-        asyncio.run(command)
+        return asyncio.run(command)
     except TalkingMachinesError as error:
         _fail(error)
     except KeyboardInterrupt:

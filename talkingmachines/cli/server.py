@@ -68,11 +68,14 @@ def serve_environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def connected(server: Server, *, starting: Callable[[], None]) -> AsyncIterator[Client]:
+async def connected(
+    server: Server, *, starting: Callable[[], None], converse: bool = False
+) -> AsyncIterator[Client]:
     """A client of the server that is meant; one is started when there is none.
 
     Args:
         starting: called when a fleet is about to be started, which takes a while.
+        converse: whether that fleet must hold conversations; otherwise it starts without.
 
     Raises:
         NoFleet: it does not start; says why.
@@ -84,12 +87,15 @@ async def connected(server: Server, *, starting: Callable[[], None]) -> AsyncIte
             yield client
         return
     starting()
-    async with own_fleet() as addresses, server.client(addresses.address) as client:
+    async with (
+        own_fleet(converse=converse) as addresses,
+        server.client(addresses.address) as client,
+    ):
         yield client
 
 
 @asynccontextmanager
-async def own_fleet() -> AsyncIterator[Addresses]:
+async def own_fleet(*, converse: bool) -> AsyncIterator[Addresses]:
     """A fleet that lasts as long as the command.
 
     Raises:
@@ -97,7 +103,8 @@ async def own_fleet() -> AsyncIterator[Addresses]:
     """
     process = await asyncio.create_subprocess_exec(
         *serve_command("--json"),
-        env=serve_environment() | {"TM_LOCAL_PORT": "0"},
+        env=serve_environment()
+        | {"TM_LOCAL_PORT": "0", "TM_LOCAL_CONVERSE": str(converse).lower()},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=PIPE,
         stderr=PIPE,

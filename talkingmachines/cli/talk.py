@@ -55,7 +55,7 @@ class Report:
 
 async def talk(server: Server, wish: Wish, *, as_json: bool) -> None:
     speech = await asyncio.to_thread(read_file, wish.speech)
-    async with connected(server, starting=starting) as client, _character(client, wish) as avatar:
+    async with connected(server, starting=starting) as client, character(client, wish) as avatar:
         report = await film(client, avatar, speech, wish, quiet=as_json)
     if as_json:
         print(json.dumps(asdict(report)))
@@ -76,7 +76,7 @@ async def film(client: Client, avatar_id: str, speech: Pcm, wish: Wish, *, quiet
         video=VideoFormat(PixelFormat.I420),
         seed=wish.seed,
         max_queue_seconds=wish.wait_seconds,
-        on_queued=_queued,
+        on_queued=queued,
     )
     async with session:
         session.say(speech)
@@ -112,7 +112,7 @@ def _report(wish: Wish, session: Session, made: Film, took: float, reconnects: i
 
 
 @asynccontextmanager
-async def _character(client: Client, wish: Wish) -> AsyncIterator[str]:
+async def character(client: Client, wish: Wish) -> AsyncIterator[str]:
     """The id of whoever is meant; made for this film alone when a picture was given."""
     name = wish.avatar
     if name is not None and await asyncio.to_thread(Path(name).is_file):
@@ -133,8 +133,11 @@ async def _character(client: Client, wish: Wish) -> AsyncIterator[str]:
     raise NotFound("avatar", name)
 
 
-def _queued(queued: avatar_pb2.Queued) -> None:
-    _errors.print(f"waiting: number {queued.position} of {queued.depth}")
+def queued(place: avatar_pb2.Queued) -> None:
+    line = f"waiting: number {place.position} of {place.depth}"
+    if place.HasField("expected_wait"):
+        line += f", about {duration.from_proto(place.expected_wait):.0f} s"
+    _errors.print(line)
 
 
 @contextmanager

@@ -106,8 +106,8 @@ class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind
     NOTICE_KIND_MODEL_RATE_LIMITED: _NoticeKind.ValueType  # 3
     """The conversation model refused for its rate limit; the text says until when."""
     NOTICE_KIND_FALSE_INTERRUPTION: _NoticeKind.ValueType  # 4
-    """An interruption turned out to be noise: what was left of Notice.turn is said under the turn
-    after it, the one that Interrupted began.
+    """An interruption turned out to be noise: what was left of Notice.turn is said in the next turn
+    that starts.
     """
     NOTICE_KIND_ENDING_SOON: _NoticeKind.ValueType  # 5
     """The session ends soon because of a limit of its own (length, idleness)."""
@@ -123,8 +123,8 @@ NOTICE_KIND_MODEL_AVAILABLE: NoticeKind.ValueType  # 2
 NOTICE_KIND_MODEL_RATE_LIMITED: NoticeKind.ValueType  # 3
 """The conversation model refused for its rate limit; the text says until when."""
 NOTICE_KIND_FALSE_INTERRUPTION: NoticeKind.ValueType  # 4
-"""An interruption turned out to be noise: what was left of Notice.turn is said under the turn
-after it, the one that Interrupted began.
+"""An interruption turned out to be noise: what was left of Notice.turn is said in the next turn
+that starts.
 """
 NOTICE_KIND_ENDING_SOON: NoticeKind.ValueType  # 5
 """The session ends soon because of a limit of its own (length, idleness)."""

@@ -105,7 +105,9 @@ class ConverseOpen(_message.Message):
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastEvent]:
-        """What happened before, when a conversation is taken over from another bridge; oldest first."""
+        """What happened before, when a conversation is taken over from another bridge; oldest first. When
+        the user's words are the last of it, they are to be answered.
+        """
 
     def __init__(
         self,
@@ -187,7 +189,9 @@ class ConverseResponse(_message.Message):
 
     @_builtins.property
     def transcript(self) -> _avatar_pb2.Transcript:
-        """first_sample and end_sample count within the turn's speech (character) or the user's audio."""
+        """first_sample and end_sample count within the turn's speech (character) or the user's audio.
+        utterance is not set: the gateway numbers.
+        """
 
     @_builtins.property
     def turn_started(self) -> _avatar_pb2.TurnStarted:

@@ -24,25 +24,28 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from talkingmachines.v1 import avatar_pb2 as talkingmachines_dot_v1_dot_avatar__pb2
+from talkingmachines.v1 import llm_bridge_pb2 as talkingmachines_dot_v1_dot_llm__bridge__pb2
 from talkingmachines.v1 import media_pb2 as talkingmachines_dot_v1_dot_media__pb2
 from talkingmachines.v1 import score_pb2 as talkingmachines_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n talkingmachines/v1/storage.proto\x12\x12talkingmachines.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftalkingmachines/v1/avatar.proto\x1a\x1etalkingmachines/v1/media.proto\x1a\x1etalkingmachines/v1/score.proto\"\x87\x02\n\rSessionRecord\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\tavatar_id\x18\x03 \x01(\t\x12*\n\x04mode\x18\x04 \x01(\x0e\x32\x1c.talkingmachines.v1.TalkMode\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12,\n\x04spec\x18\x06 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12-\n\topen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x07persona\x18\x08 \x01(\x0b\x32\x1b.talkingmachines.v1.Persona\"\x93\x02\n\x08LogEntry\x12/\n\x05\x63hunk\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.DenoiseChunk\x12,\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12\x13\n\x06\x62\x65gins\x18\x03 \x01(\rH\x00\x88\x01\x01\x12,\n\x04\x65nds\x18\x04 \x03(\x0b\x32\x1e.talkingmachines.v1.LogTurnEnd\x12\x38\n\tpositions\x18\x05 \x03(\x0b\x32%.talkingmachines.v1.LogSpeechPosition\x12\x12\n\nsent_frame\x18\x06 \x01(\x04\x12\x0c\n\x04turn\x18\x07 \x01(\rB\t\n\x07_begins\"+\n\nLogTurnEnd\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x0f\n\x07samples\x18\x02 \x01(\r\"z\n\x11LogSpeechPosition\x12\x34\n\x08position\x18\x01 \x01(\x0b\x32\".talkingmachines.v1.SpeechPosition\x12\x13\n\x0bsample_rate\x18\x02 \x01(\r\x12\x0c\n\x04skip\x18\x03 \x01(\r\x12\x0c\n\x04open\x18\x04 \x01(\x08\"\xc6\x01\n\x0c\x41vatarRecord\x12*\n\x06\x61vatar\x18\x01 \x01(\x0b\x32\x1a.talkingmachines.v1.Avatar\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0c\x63onditioning\x18\x03 \x01(\t\x12\x18\n\x10score_checkpoint\x18\x04 \x01(\t\x12\x16\n\x0evae_checkpoint\x18\x05 \x01(\t\x12\x33\n\x0egiven_speakers\x18\x06 \x03(\x0b\x32\x1b.talkingmachines.v1.Speakerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n talkingmachines/v1/storage.proto\x12\x12talkingmachines.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ftalkingmachines/v1/avatar.proto\x1a#talkingmachines/v1/llm_bridge.proto\x1a\x1etalkingmachines/v1/media.proto\x1a\x1etalkingmachines/v1/score.proto\"\x87\x02\n\rSessionRecord\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x11\n\tavatar_id\x18\x03 \x01(\t\x12*\n\x04mode\x18\x04 \x01(\x0e\x32\x1c.talkingmachines.v1.TalkMode\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12,\n\x04spec\x18\x06 \x01(\x0b\x32\x1e.talkingmachines.v1.StreamSpec\x12-\n\topen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x07persona\x18\x08 \x01(\x0b\x32\x1b.talkingmachines.v1.Persona\"\x9a\x01\n\x0c\x43onversation\x12.\n\x07history\x18\x01 \x03(\x0b\x32\x1d.talkingmachines.v1.PastEvent\x12\x32\n\nunfinished\x18\x02 \x01(\x0b\x32\x1e.talkingmachines.v1.Transcript\x12\x12\n\nuser_spoke\x18\x03 \x01(\x08\x12\x12\n\nutterances\x18\x04 \x01(\r\"\x93\x02\n\x08LogEntry\x12/\n\x05\x63hunk\x18\x01 \x01(\x0b\x32 .talkingmachines.v1.DenoiseChunk\x12,\n\x07latents\x18\x02 \x01(\x0b\x32\x1b.talkingmachines.v1.Latents\x12\x13\n\x06\x62\x65gins\x18\x03 \x01(\rH\x00\x88\x01\x01\x12,\n\x04\x65nds\x18\x04 \x03(\x0b\x32\x1e.talkingmachines.v1.LogTurnEnd\x12\x38\n\tpositions\x18\x05 \x03(\x0b\x32%.talkingmachines.v1.LogSpeechPosition\x12\x12\n\nsent_frame\x18\x06 \x01(\x04\x12\x0c\n\x04turn\x18\x07 \x01(\rB\t\n\x07_begins\"+\n\nLogTurnEnd\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x0f\n\x07samples\x18\x02 \x01(\r\"z\n\x11LogSpeechPosition\x12\x34\n\x08position\x18\x01 \x01(\x0b\x32\".talkingmachines.v1.SpeechPosition\x12\x13\n\x0bsample_rate\x18\x02 \x01(\r\x12\x0c\n\x04skip\x18\x03 \x01(\r\x12\x0c\n\x04open\x18\x04 \x01(\x08\"\xc6\x01\n\x0c\x41vatarRecord\x12*\n\x06\x61vatar\x18\x01 \x01(\x0b\x32\x1a.talkingmachines.v1.Avatar\x12\r\n\x05image\x18\x02 \x01(\t\x12\x14\n\x0c\x63onditioning\x18\x03 \x01(\t\x12\x18\n\x10score_checkpoint\x18\x04 \x01(\t\x12\x16\n\x0evae_checkpoint\x18\x05 \x01(\t\x12\x33\n\x0egiven_speakers\x18\x06 \x03(\x0b\x32\x1b.talkingmachines.v1.Speakerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'talkingmachines.v1.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONRECORD']._serialized_start=187
-  _globals['_SESSIONRECORD']._serialized_end=450
-  _globals['_LOGENTRY']._serialized_start=453
-  _globals['_LOGENTRY']._serialized_end=728
-  _globals['_LOGTURNEND']._serialized_start=730
-  _globals['_LOGTURNEND']._serialized_end=773
-  _globals['_LOGSPEECHPOSITION']._serialized_start=775
-  _globals['_LOGSPEECHPOSITION']._serialized_end=897
-  _globals['_AVATARRECORD']._serialized_start=900
-  _globals['_AVATARRECORD']._serialized_end=1098
+  _globals['_SESSIONRECORD']._serialized_start=224
+  _globals['_SESSIONRECORD']._serialized_end=487
+  _globals['_CONVERSATION']._serialized_start=490
+  _globals['_CONVERSATION']._serialized_end=644
+  _globals['_LOGENTRY']._serialized_start=647
+  _globals['_LOGENTRY']._serialized_end=922
+  _globals['_LOGTURNEND']._serialized_start=924
+  _globals['_LOGTURNEND']._serialized_end=967
+  _globals['_LOGSPEECHPOSITION']._serialized_start=969
+  _globals['_LOGSPEECHPOSITION']._serialized_end=1091
+  _globals['_AVATARRECORD']._serialized_start=1094
+  _globals['_AVATARRECORD']._serialized_end=1292
 # @@protoc_insertion_point(module_scope)

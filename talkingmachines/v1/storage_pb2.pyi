@@ -8,7 +8,8 @@ else reads or writes it.
 them by name.
 `tm:session:{ID}` is a hash: owner, epoch, token and token_before (digests of the newest resume
 token, and of the one before it while that may still be needed) guard every write; `record` holds
-a SessionRecord. `tm:session:{ID}:log` is a list of LogEntry, oldest first, without a gap.
+a SessionRecord, `conversation` a Conversation. `tm:session:{ID}:log` is a list of LogEntry,
+oldest first, without a gap.
 """
 
 from collections import abc as _abc
@@ -17,6 +18,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from talkingmachines.v1 import avatar_pb2 as _avatar_pb2
+from talkingmachines.v1 import llm_bridge_pb2 as _llm_bridge_pb2
 from talkingmachines.v1 import media_pb2 as _media_pb2
 from talkingmachines.v1 import score_pb2 as _score_pb2
 import builtins as _builtins
@@ -85,6 +87,44 @@ class SessionRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionRecord: _TypeAlias = SessionRecord  # noqa: Y015
+
+@_typing.final
+class Conversation(_message.Message):
+    """CONVERSE: what was said, so that the model knows it and no number comes twice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HISTORY_FIELD_NUMBER: _builtins.int
+    UNFINISHED_FIELD_NUMBER: _builtins.int
+    USER_SPOKE_FIELD_NUMBER: _builtins.int
+    UTTERANCES_FIELD_NUMBER: _builtins.int
+    user_spoke: _builtins.bool
+    """Whether the user ever said anything, also when that is forgotten."""
+    utterances: _builtins.int
+    """The highest Transcript.utterance that was given out."""
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[_llm_bridge_pb2.PastEvent]:
+        """As the next bridge is told, oldest first; bounded."""
+
+    @_builtins.property
+    def unfinished(self) -> _avatar_pb2.Transcript:
+        """What the character is saying, as far as the client was told; absent when it is not speaking."""
+
+    def __init__(
+        self,
+        *,
+        history: _abc.Iterable[_llm_bridge_pb2.PastEvent] | None = ...,
+        unfinished: _avatar_pb2.Transcript | None = ...,
+        user_spoke: _builtins.bool = ...,
+        utterances: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["unfinished", b"unfinished"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "unfinished", b"unfinished", "user_spoke", b"user_spoke", "utterances", b"utterances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
 
 @_typing.final
 class LogEntry(_message.Message):

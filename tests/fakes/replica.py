@@ -28,6 +28,7 @@ class Replica:
     max_age: float | None = None  # seconds until it asks to be left
     time_left: float = 5.0  # that it then grants
     work_seconds: float = 0.0  # per chunk
+    attach_seconds: float = 0.0  # until an attachment stands
     refusal: TalkingMachinesError | None = None  # what attaching is answered with
     attached: int = 0  # attachments ever made
     refused: int = 0  # for want of a slot
@@ -78,6 +79,7 @@ class Attachment(Generic[Q]):
         if self._replica.running >= self._replica.slots:
             self._replica.refused += 1
             raise NoCapacity("an attachment", retry_after=0.1)
+        await asyncio.sleep(self._replica.attach_seconds)
         self._replica.attached += 1
         self._replica._running.add(self)
         self._tasks = [asyncio.create_task(self._pump())]

@@ -20,6 +20,7 @@ from services.runtime.drain import Drain
 from services.runtime.metrics import BridgeMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.settings import Listen, Peer, Telemetry
+from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1.llm_bridge_pb2_grpc import add_LlmBridgeServiceServicer_to_server
@@ -72,7 +73,9 @@ async def calling(
         model = Model(metrics, Recogniser(seconds=0.05), Echo(), voice=Tone())
         drain = Drain(2.0)
         patience = Patience(end_silence=0.3, silence_timeout=0)
-        servicer = LlmBridgeServicer(model, patience, drain, metrics, token=None, most=20)
+        servicer = LlmBridgeServicer(
+            model, patience, drain, metrics, token=FleetToken(None), most=20
+        )
         bridge = Server(
             Listen(notice_seconds=0, drain_seconds=0),
             [Service("bridge", partial(add_LlmBridgeServiceServicer_to_server, servicer))],

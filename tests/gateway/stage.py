@@ -32,7 +32,7 @@ from services.runtime.tracing import Tracing
 from talkingmachines.media import Pcm, Tensor
 from talkingmachines.picture import Codec, PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.spec import StreamSpec
-from talkingmachines.v1 import avatar_pb2, media_pb2, score_pb2
+from talkingmachines.v1 import avatar_pb2, media_pb2, score_pb2, storage_pb2
 from tests.fakes.replica import LocalCall
 from tests.fakes.score import CHECKPOINT, FakeScore
 from tests.fakes.vae import FakeVae
@@ -75,6 +75,7 @@ class LocalVae:
 class NoJournal:
     def wrote(self, chunk: int) -> None: ...
     def told(self) -> None: ...
+    def said(self, conversation: storage_pb2.Conversation) -> None: ...
 
 
 @dataclass

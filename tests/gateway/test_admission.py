@@ -64,6 +64,10 @@ async def test_who_waits_is_told_its_place_and_is_let_in_in_turn(
         await third.until(lambda talk: talk.told("queued")[-1].position == 1)
         second.hang_up()
         await third.ready()
+        waits = [place.expected_wait for place in third.told("queued") if place.position == 1]
+        # One session has ended by then, and one place serves the queue.
+        assert 0 < duration.from_proto(waits[-1]) < 60
+        assert not second.told("queued")[0].HasField("expected_wait")  # nothing was known yet
         third.hang_up()
         await third.over()
         assert third.error is None

@@ -18,8 +18,9 @@ from services.llm_bridge.persona import Patience
 from services.llm_bridge.servicer import LlmBridgeServicer
 from services.runtime.drain import Drain
 from services.runtime.metrics import BridgeMetrics
+from services.runtime.token import FleetToken
 from talkingmachines.errors import BadInput, Unavailable
-from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
+from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2, storage_pb2
 from tests.fakes.replica import LocalCall
 from tests.fakes.speech_parts import Echo, Model
 from tests.gateway.stage import SPEC, Client, Stage, stage
@@ -52,7 +53,7 @@ class Bridge:
         self.drain = Drain(20.0)
         patience = Patience(end_silence=0.4, silence_timeout=0)
         self._servicer = LlmBridgeServicer(
-            self.model, patience, self.drain, self.metrics, token=None, most=4
+            self.model, patience, self.drain, self.metrics, token=FleetToken(None), most=4
         )
 
     def Converse(self, requests: AsyncIterator[Any]) -> LocalCall[Any]:
@@ -135,6 +136,7 @@ async def call(
             session_id="s",
             persona=avatar_pb2.Persona(**persona),
             spec=SPEC,
+            said=storage_pb2.Conversation(),
         )
 
     async with stage(source=source) as on:

@@ -176,3 +176,26 @@ def test_generation_waits_while_the_picture_is_held(engine: str) -> None:
         return ahead
 
     assert run_virtual(main()) <= SPEC.fps + SPEC.frames_per_chunk  # the lead is a second
+
+
+@pytest.mark.parametrize("engine", ["score", "vae"])
+def test_a_replica_that_leaves_before_it_had_work_is_left_in_time(engine: str) -> None:
+    """Asked to go while another replica still works for us: no attachment is ever lost to it."""
+
+    async def main() -> tuple[int, int]:
+        async with stage() as on:
+            on.say(SPEECH)
+            await on.client.has(20)
+            replica = on.score.replica if engine == "score" else on.vae.replica
+            replica.work_seconds, replica.attach_seconds = 0.6, 0.3
+            replica.ask_to_leave(media_pb2.HAND_OVER_REASON_DRAINING, time_left=5)
+            await asyncio.sleep(0.5)  # the next one stands, and waits for the chunk under way
+            assert replica.running == 2
+            replica.ask_to_leave(media_pb2.HAND_OVER_REASON_DRAINING, time_left=5)
+            await asyncio.sleep(1.0)
+            replica.work_seconds = 0.05
+            on.hang_up()
+        stages = (on.parts.score, on.parts.vae)
+        return sum(one.hand_overs for one in stages), sum(one.rebuilds for one in stages)
+
+    assert run_virtual(main()) == (2, 0)

@@ -29,7 +29,7 @@ def test_it_is_bounded_and_a_result_follows_its_call(
                 history.answered(avatar_pb2.ToolResult(call_id=name, result_json="x" * size))
     for number in range(words):
         history.said(avatar_pb2.Transcript(party=CHARACTER, text=f"word {number}"))
-    events = history.events
+    events = history.events()
     assert len(events) <= 100
     assert sum(event.ByteSize() for event in events) <= 1_000_000
     calls, results = set[str](), set[str]()
@@ -52,4 +52,4 @@ def test_that_the_user_ever_spoke_is_not_forgotten() -> None:
     for _ in range(200):
         history.said(avatar_pb2.Transcript(party=CHARACTER, text="Go on"))
     assert history.user_spoke
-    assert {event.transcript.party for event in history.events} == {CHARACTER}
+    assert {event.transcript.party for event in history.events()} == {CHARACTER}

@@ -188,7 +188,12 @@ def counted(phone: Phone, name: str, **labels: str) -> Any:
 
 async def test_what_cannot_be_used_is_refused_by_name(redis: ValkeyServer, tmp_path: Path) -> None:
     turn = TurnServers(urls=("turn:turn.example.com:3478",), secret=SecretStr("shared"))
-    web = {"turn": turn, "stun_urls": (), "connect_seconds": 0.5, "codecs": ("VP8",)}
+    web: dict[str, Any] = {
+        "turn": turn,
+        "stun_urls": (),
+        "connect_seconds": 0.5,
+        "codecs": ("VP8",),
+    }
     async with calling(redis, tmp_path, **web) as phone:
         browser = phone.browser()
         offer = await browser.offer()

@@ -1,15 +1,17 @@
 """A Kubernetes API in memory: what helm asks of one, and nothing else.
 
 Objects live in a dict by their path in the API. Discovery, create, get, list by labels, replace,
-merge patches, delete; no controllers, no validation, no watches. Helm's own records are Secrets
-that its client sends as protobuf, of which `wire.py` reads the few fields that there are.
+merge patches (of a pod's status as well), delete; no controllers, no validation, no watches; rights
+where a test asks for them. Helm's own records are Secrets that its client sends as protobuf, of
+which `wire.py` reads the few fields that there are.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
@@ -24,11 +26,13 @@ from tests.helm.wire import from_protobuf
 
 Object = dict[str, Any]
 Key = tuple[str, str, str, str]  # API version, plural, namespace, name
+May = Callable[[str, str, str], bool]  # verb, API group, resource with its subresource
 
 _VERBS = ["create", "delete", "get", "list", "patch", "update"]
 KINDS = {  # API version → {plural: kind}; all of them in namespaces, but for the last
     "v1": {
         "configmaps": "ConfigMap",
+        "events": "Event",
         "persistentvolumeclaims": "PersistentVolumeClaim",
         "pods": "Pod",
         "secrets": "Secret",
@@ -43,6 +47,7 @@ KINDS = {  # API version → {plural: kind}; all of them in namespaces, but for 
     "keda.sh/v1alpha1": {"scaledobjects": "ScaledObject"},
     "monitoring.coreos.com/v1": {"podmonitors": "PodMonitor", "prometheusrules": "PrometheusRule"},
     "networking.k8s.io/v1": {"ingresses": "Ingress", "networkpolicies": "NetworkPolicy"},
+    "rbac.authorization.k8s.io/v1": {"roles": "Role", "rolebindings": "RoleBinding"},
     "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "ray.io/v1": {"rayservices": "RayService"},
 }
@@ -68,6 +73,9 @@ class Store:
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
+        self.port = "0"  # where it is served
+        self.may: May = lambda *_: True
+        self.asked: list[tuple[str, str, str]] = []  # method, path, whom the caller says to be
         self._versions = count(1)
 
     def of_kind(self, kind: str) -> dict[str, Object]:
@@ -165,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length) if length else b""
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        self.store.asked.append((self.command, url.path, self.headers.get("Authorization", "")))
         try:
             reply = self._reply(url.path.strip("/").split("/"), query, raw)
         except Refusal as refusal:
@@ -202,11 +211,28 @@ class _Handler(BaseHTTPRequestHandler):
         plural, *names = rest
         if plural not in KINDS[version]:
             raise Refusal(404, "NotFound", f"no such resource: {plural}")
+        self._check(version, "/".join([plural, *names[1:]]), named=bool(names))
         body = _read(raw)
+        if names[1:] == ["status"]:
+            return self._status((version, plural, namespace, names[0]), body)
         if not names and self.command == "GET":
             return self.store.list(version, plural, namespace, query.get("labelSelector", ""))
         name = names[0] if names else body["metadata"]["name"]
         return self._object((version, plural, namespace, name), body, dry="dryRun" in query)
+
+    def _check(self, version: str, resource: str, *, named: bool) -> None:
+        reading = "get" if named else "list"
+        verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+        verb, group = verbs.get(self.command, reading), version.rpartition("/")[0]
+        if not self.store.may(verb, group, resource):
+            raise Refusal(403, "Forbidden", f"cannot {verb} resource {resource!r} in API {group!r}")
+
+    def _status(self, key: Key, body: Object) -> Object:
+        """What a patch of the status may change: all but what the object is to be, and whose."""
+        old = self.store.get(key)
+        new = merged(old, body) | {"spec": old.get("spec", {})}
+        new["metadata"]["ownerReferences"] = old["metadata"].get("ownerReferences", [])
+        return self.store.put(key, new)
 
     def _object(self, key: Key, body: Object, *, dry: bool) -> Object:
         kind = self.headers.get("Content-Type", "")
@@ -265,16 +291,27 @@ def _resources(version: str) -> Object:
 
 
 @contextmanager
-def api_server(folder: Path) -> Iterator[tuple[Store, Path]]:
-    """A running API with its objects, and a kubeconfig in `folder` that leads to it."""
+def api_server(
+    folder: Path, *, certificate: tuple[Path, Path] | None = None
+) -> Iterator[tuple[Store, Path]]:
+    """A running API with its objects, and a kubeconfig in `folder` that leads to it.
+
+    Args:
+        certificate: the server's, and its key; None: in the clear, as nobody in a cluster is.
+    """
     store = Store()
     handler = type("Handler", (_Handler,), {"store": store})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    store.port = str(server.server_address[1])
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     named = {"name": "memory"}
-    address = f"http://127.0.0.1:{server.server_address[1]}"
+    address = f"http://127.0.0.1:{store.port}"
     config = {
         "apiVersion": "v1",
         "kind": "Config",

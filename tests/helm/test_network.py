@@ -41,7 +41,8 @@ def named_peers() -> list[str]:
 @pytest.fixture(scope="module")
 def policies() -> dict[str, Manifest]:
     apart = ("engines.layout=apart", *(f"{name}.workers.replicasPerPod=10" for name in ENGINES))
-    own_redis = manifests("cpu", *apart, "gateway.web.enabled=true", *named_peers())
+    options = ("gateway.web.enabled=true", "gateway.deletionCost.enabled=true")
+    own_redis = manifests("cpu", *apart, *named_peers(), *options)
     return of_kind(own_redis, "NetworkPolicy")
 
 

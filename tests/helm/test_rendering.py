@@ -131,6 +131,7 @@ def test_every_kind_of_every_option_is_valid() -> None:
         ("score.settings.replicas.least=3", "least"),
         ("score.settings.replicas.gpus=1", "model.source"),
         ("engines.redis.enabled=true", "engines.redis.address"),
+        ("gateway.deletionCost.enabled=true", "networkPolicy.kubernetesApi.peers"),
         ("model.source=url,model.url.from=s3://b,score.settings.audio=/a", "score.settings"),
     ],
 )

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from services.llm_bridge.conversation import Conversation
 from services.llm_bridge.persona import Manners, Patience, Persona
-from services.llm_bridge.speech_model import Past, SpeechModel
+from services.llm_bridge.speech_model import Greet, Past, SpeechModel
 from services.runtime.metrics import BridgeMetrics
 from talkingmachines.v1 import avatar_pb2, llm_bridge_pb2, media_pb2
 
@@ -142,7 +142,7 @@ async def conversation(
                 who,
                 rate=speech_model.sample_rate,
                 next_turn=next_turn,
-                fresh=not history,
+                owed=Greet(who.greeting) if who.greeting and not history else None,
                 tell=call.tell,
                 metrics=metrics,
             )

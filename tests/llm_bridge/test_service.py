@@ -26,6 +26,7 @@ from services.runtime.drain import Drain
 from services.runtime.metrics import BridgeMetrics, RpcMetrics
 from services.runtime.server import Server, Service
 from services.runtime.settings import Listen, Peer, Telemetry
+from services.runtime.token import FleetToken
 from services.runtime.tracing import Tracing
 from talkingmachines.channel import DomainChannel
 from talkingmachines.errors import BadInput, NoCapacity, TalkingMachinesError, Unauthenticated
@@ -67,12 +68,12 @@ class Rpc(Call):
 
 @asynccontextmanager
 async def served(
-    *, token: str | None = None, most: int = 2, drain_seconds: float = 3
+    *, token: Path | None = None, most: int = 2, drain_seconds: float = 3
 ) -> AsyncIterator[tuple[Server, DomainChannel, CollectorRegistry]]:
     registry, drain = CollectorRegistry(), Drain(drain_seconds)
     metrics = BridgeMetrics(registry)
     patience = Patience(end_silence=0.2, min_interruption=0.05, silence_timeout=0)
-    servicer = LlmBridgeServicer(Model(metrics), patience, drain, metrics, token, most)
+    servicer = LlmBridgeServicer(Model(metrics), patience, drain, metrics, FleetToken(token), most)
     server = Server(
         Listen(notice_seconds=0),
         [Service(NAME, partial(add_LlmBridgeServiceServicer_to_server, servicer))],
@@ -103,10 +104,15 @@ async def test_a_conversation_from_its_opening_to_its_end() -> None:
     assert text_of(rpc.speech(7)).strip() == "Good evening"
 
 
-async def test_the_token_is_asked_for_and_the_number_of_conversations_bounded() -> None:
-    async with served(token="another") as (_, channel, _):
+async def test_the_token_is_asked_for_and_the_number_of_conversations_bounded(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("another\n")
+    async with served(token=file) as (_, channel, _):
         assert isinstance(await Rpc().start(channel).over(), Unauthenticated)
-    async with served(token="sesame", most=1) as (_, channel, _):
+    file.write_text("another\nsesame\n")  # while the token is changed
+    async with served(token=file, most=1) as (_, channel, _):
         one = Rpc().start(channel)
         await one.until(lambda rpc: rpc.told("opened"))
         assert isinstance(await Rpc().start(channel).over(), NoCapacity)

@@ -129,7 +129,7 @@ def test_whatever_happens_answers_follow_one_another_and_none_is_forgotten(
     how: Manners, happens: list[tuple[str, float]]
 ) -> None:
     world = World(how)
-    world.do(world.turns.greet("Hello", 0.0))
+    world.do(world.turns.begin(Greet("Hello"), 0.0))
     for kind, seconds in happens:
         world.step(kind, seconds)
         if how.uninterruptible:
@@ -234,7 +234,7 @@ def test_uninterruptible_means_heard_to_its_end_and_then_answered() -> None:
 
 def test_silence_is_broken_twice_and_then_kept() -> None:
     turns = Turns(Manners(Patience(silence_timeout=5.0)), now=0.0)
-    (greeting,) = turns.greet("Hello", 0.0)
+    (greeting,) = turns.begin(Greet("Hello"), 0.0)
     assert greeting == Answer(1, Greet("Hello"))
     now = 1.0
     for number in (2, 3):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.token import FleetToken
+from services.runtime.token import FleetToken, shown
 from talkingmachines.errors import Unauthenticated
 
 
@@ -20,14 +20,14 @@ class Call:
 
 
 @pytest.mark.parametrize(
-    "shown",
+    "header",
     [None, "", "Bearer", "Bearer ", "old", "Basic old", "Bearer ol", "Bearer older", "Bearer é"],
 )
-def test_whoever_shows_no_valid_token_is_refused(tmp_path: Path, shown: str | None) -> None:
+def test_whoever_shows_no_valid_token_is_refused(tmp_path: Path, header: str | None) -> None:
     file = tmp_path / "token"
     file.write_text("old\n")
     with pytest.raises(Unauthenticated):
-        FleetToken(file).check(Call(shown))
+        FleetToken(file).check(Call(header))
 
 
 def test_a_token_can_be_changed_while_calls_go_on(tmp_path: Path) -> None:
@@ -45,6 +45,15 @@ def test_a_token_can_be_changed_while_calls_go_on(tmp_path: Path) -> None:
         for each in invalid:
             with pytest.raises(Unauthenticated):
                 token.check(Call(f"Bearer {each}"))
+
+
+def test_callers_show_the_first_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    for content in ("old\n", "old\nnew\n", "new\nold\n", "\n  new  \n"):
+        file.write_text(content)
+        name, value = shown(file)
+        assert (name, value) == ("authorization", f"Bearer {content.split()[0]}")
+        FleetToken(file).check(Call(value))
 
 
 def test_a_file_without_a_token_keeps_the_service_from_starting(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from services.llm_bridge.local.chat import ChatWriter
 from services.llm_bridge.local.dialogue import LocalDialogue, Parts
 from services.llm_bridge.local.ears import JudgeOfVoice
 from services.llm_bridge.local.flite import Flite
+from services.llm_bridge.local.hibari import open_hibari
 from services.llm_bridge.local.kokoro import open_kokoro
 from services.llm_bridge.local.recogniser import Recogniser, open_recogniser
 from services.llm_bridge.local.script import ScriptWriter
@@ -79,9 +80,14 @@ async def local_model(settings: Local, metrics: BridgeMetrics) -> AsyncIterator[
 
         count = settings.threads
         recogniser = await open_recogniser(thread("recognition"), threads=count)
-        voice: Voice = Flite()
-        if settings.speech == "kokoro":
-            voice = await open_kokoro(thread("synthesis"), threads=count)
+        voice: Voice
+        match settings.speech:
+            case "hibari":
+                voice = await open_hibari(thread("synthesis"), threads=count)
+            case "kokoro":
+                voice = await open_kokoro(thread("synthesis"), threads=count)
+            case "flite":
+                voice = Flite()
         writer: Writer
         if settings.chat is not None:
             http = await stack.enter_async_context(aiohttp.ClientSession())
