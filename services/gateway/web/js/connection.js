@@ -3,7 +3,7 @@
 // A call may use several, one after the other: call.js knows when.
 
 const CONNECT_PATIENCE = 20_000; // ms until the channel is open
-const SILENT_PATIENCE = 4_000; // ms without a message, once the call is on: one comes every second
+const SILENT_PATIENCE = 6_000; // ms without a message, once the call is on: one comes every second
 
 /**
  * Fires "message" (detail: the message), "media" once both tracks are there (detail: one stream of

@@ -36,7 +36,7 @@ const GROUPS = [
     ["stages", ({ s }) => stages(s.stages)],
     ["lead", ({ s }) => milliseconds(s.lead)],
     ["late chunks", ({ s }) => known(s.deadline_misses)],
-    ["hand-overs, rebuilds", ({ s }) => `${known(s.hand_overs)}, ${known(s.rebuilds)}`],
+    ["moves, rebuilds", ({ s }) => `${known(s.hand_overs)}, ${known(s.rebuilds)}`],
   ]],
 ];
 

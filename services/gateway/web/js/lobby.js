@@ -27,9 +27,8 @@ export class Lobby extends EventTarget {
     this.#microphone = microphone;
     this.#meter = new Meter(by("room-meter"), microphone);
     by("characters").onchange = ({ target }) => this.#choose(target.value);
-    by("characters").onsubmit = (event) => {
-      event.preventDefault();
-      this.#call();
+    by("characters").onkeydown = ({ key, target }) => {
+      if (key === "Enter" && target.matches("input")) this.#call();
     };
     by("call-button").onclick = () => this.#call();
     by("check-microphone").onclick = () => this.#toggleMicrophone();
@@ -133,7 +132,7 @@ export class Lobby extends EventTarget {
   async #choose(id) {
     this.#chosen = this.#characters.find((character) => character.id === id);
     const { display_name: name, shared } = this.#chosen ?? {};
-    const radio = [...by("characters").elements].find(({ value }) => value === id);
+    const radio = by("characters").querySelector(`[value="${id}"]`);
     if (radio) radio.checked = true;
     if (id) choices.set({ character: id });
     by("room-name").textContent = name ?? "";

@@ -18,9 +18,11 @@ export class Screen extends EventTarget {
   /** @param {string | undefined} portrait an address */
   constructor(portrait, name) {
     super();
-    for (const id of ["poster", "backdrop"]) {
-      by(id).hidden = !portrait;
-      if (portrait) by(id).src = portrait;
+    by("poster").hidden = !portrait;
+    by("backdrop").hidden = !portrait;
+    if (portrait) {
+      by("poster").onload = light;
+      by("poster").src = portrait;
     }
     this.#video.setAttribute("aria-label", `Picture of ${name}`);
     this.#still.hidden = true;
@@ -120,5 +122,18 @@ export class Screen extends EventTarget {
   #whenFrame(act) {
     if (this.#video.requestVideoFrameCallback) this.#video.requestVideoFrameCallback(act);
     else this.#video.addEventListener("timeupdate", act, { once: true });
+  }
+}
+
+/** The room takes its light from the portrait: blurred once, by scaling, so that it costs nothing. */
+function light() {
+  let picture = by("poster");
+  for (const side of [7, 21, 64]) {
+    const canvas = side === 64 ? by("backdrop") : document.createElement("canvas");
+    canvas.width = canvas.height = side;
+    const paper = canvas.getContext("2d");
+    paper.imageSmoothingQuality = "high";
+    paper.drawImage(picture, 0, 0, side, side);
+    picture = canvas;
   }
 }

@@ -13,6 +13,7 @@ const by = (id) => document.getElementById(id);
 const VEIL_AFTER = 1_200; // ms: a connection that changes over sooner is nobody's concern
 const THOUGHT = 15_000; // ms after which nobody believes that an answer comes
 const TOAST = 6_000; // ms
+const RING_EVERY = 80; // ms; its transition fills the time between
 const QUALITY = { good: "good", fair: "fair", poor: "poor" };
 
 export class View {
@@ -155,8 +156,9 @@ export class View {
   }
 
   #firstFrame() {
+    if (this.#pressedAt === undefined) return; // later connections of the call
     this.#figures.update({ p: { firstFrame: (performance.now() - this.#pressedAt) / 1000 } });
-    this.#pressedAt = NaN; // of the first connection alone
+    this.#pressedAt = undefined;
   }
 
   #measured(figures) {
@@ -345,8 +347,8 @@ export class View {
     if (this.#stops.signal.aborted) return;
     const { mode, muted, held } = this.#talking;
     const heard = mode === "push" ? held : !muted;
-    by("mute").style.setProperty("--level", heard ? this.#microphone.level.toFixed(2) : 0);
-    requestAnimationFrame(() => this.#level());
+    by("mute").style.setProperty("--level", heard ? this.#microphone.level.toFixed(1) : 0);
+    setTimeout(() => this.#level(), RING_EVERY);
   }
 
   #after(delay, act) {
