@@ -117,6 +117,46 @@ CALLS = Board(
             ),
         ),
         Row(
+            "WebRTC",
+            (
+                Panel(
+                    "Connections",
+                    "By what they are for; calls that ended a second, by reason.",
+                    "short",
+                    (
+                        total("tm_webrtc_connections", "role"),
+                        rate("tm_webrtc_call_end_total", "reason"),
+                    ),
+                ),
+                Panel(
+                    "Network",
+                    "Round trip, and time to connect.",
+                    "s",
+                    (
+                        *quantiles("tm_webrtc_round_trip_seconds"),
+                        *quantiles("tm_webrtc_connect_seconds"),
+                    ),
+                ),
+                Panel(
+                    "Packets",
+                    "Of pictures, sent and lost a second.",
+                    "short",
+                    (rate("tm_webrtc_packets_total"), rate("tm_webrtc_packets_lost_total")),
+                ),
+                Panel(
+                    "Encoders",
+                    "Key frames asked for and sent, changes of bit rate, processor time of sound.",
+                    "short",
+                    (
+                        rate("tm_webrtc_key_frame_requests_total"),
+                        rate("tm_webrtc_key_frames_total"),
+                        rate("tm_webrtc_bitrate_changes_total"),
+                        rate("tm_webrtc_encode_seconds_total"),
+                    ),
+                ),
+            ),
+        ),
+        Row(
             "Coming and going",
             (
                 Panel(

@@ -45,7 +45,12 @@ class Door:
 
     def __init__(self, ways: Sequence[Authenticator], *, limits: CallerLimits) -> None:
         self._ways = ways
-        self._limits = limits
+        self.limits = limits  # of callers that have none of their own
+
+    @property
+    def open(self) -> bool:
+        """Whether everybody may enter."""
+        return not self._ways
 
     async def enter(self, metadata: Mapping[str, str]) -> Caller:
         """The caller behind a request's metadata.
@@ -55,7 +60,7 @@ class Door:
             Unavailable: the issuer's keys cannot be fetched.
         """
         if not self._ways:
-            return Caller("local", "local", self._limits)
+            return Caller("local", "local", self.limits)
         kind, _, token = metadata.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             for way in self._ways:

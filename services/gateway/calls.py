@@ -211,7 +211,7 @@ class _Call:
                 try:
                     await session.run(self._requests, source, *keeping)
                 except BaseException as error:
-                    if _final(domain_error(error)):
+                    if final(domain_error(error)):
                         await self._calls.leases.end(grant)
                     raise
                 await self._calls.leases.end(grant)
@@ -299,7 +299,7 @@ def _mode(record: storage_pb2.SessionRecord) -> SessionMode:
     return SessionMode.DRIVE if drives else SessionMode.CONVERSE
 
 
-def _final(error: TalkingMachinesError | None) -> bool:
+def final(error: TalkingMachinesError | None) -> bool:
     """Whether the session cannot be resumed after `error`: its client misused or outlived it.
 
     When the client, its network, the engines or this gateway went away, it can; when another

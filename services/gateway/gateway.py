@@ -20,26 +20,33 @@ from services.gateway.admission import Admission
 from services.gateway.auth import ApiKeys, Authenticator, Door, Tokens
 from services.gateway.avatars import Avatars
 from services.gateway.blobs import Blobs
+from services.gateway.browser_call import Desk
 from services.gateway.calls import Calls, Conversation
 from services.gateway.converse import Converse
 from services.gateway.deletion_cost import DeletionCost, deletion_cost
 from services.gateway.engines import Engines
+from services.gateway.entrance import Entrance
+from services.gateway.http_api import HttpApi
 from services.gateway.index import Index
 from services.gateway.lease import Grant, Leases
 from services.gateway.opening import Workshop
+from services.gateway.outbox import Room
 from services.gateway.replicas import Replicas
 from services.gateway.servicer import AvatarServicer
 from services.gateway.session import Session
-from services.gateway.settings import Settings
+from services.gateway.settings import Settings, Web
 from services.gateway.store import Certificates, Client, Store, connect
+from services.gateway.web_server import WebServer
 from services.runtime.drain import Drain
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.metrics import GatewayMetrics, RpcMetrics
 from services.runtime.renewal import RenewedChannel, renewed_channel
 from services.runtime.server import Server, Service
+from services.runtime.settings import is_loopback
 from services.runtime.token import shown
 from services.runtime.tracing import Tracing
 from talkingmachines.media import spec_from_proto
+from talkingmachines.picture import Codec
 from talkingmachines.v1.avatar_pb2 import DESCRIPTOR
 from talkingmachines.v1.avatar_pb2_grpc import add_AvatarServiceServicer_to_server
 from talkingmachines.v1.llm_bridge_pb2_grpc import LlmBridgeServiceStub
@@ -50,13 +57,22 @@ if TYPE_CHECKING:  # a class that only the stubs' types have
 NAME = DESCRIPTOR.services_by_name["AvatarService"].full_name
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A gateway that serves."""
+
+    server: Server
+    web: WebServer | None  # for browsers, where that is wanted
+    avatars: Avatars
+
+
 @asynccontextmanager
 async def gateway(
     settings: Settings,
     *,
     drain: Drain,
     registry: CollectorRegistry,
-) -> AsyncIterator[tuple[Server, Avatars]]:
+) -> AsyncIterator[Serving]:
     """A gateway that serves while entered, and drains when left."""
     metrics = GatewayMetrics(registry)
     async with AsyncExitStack() as stack:
@@ -81,7 +97,8 @@ async def gateway(
         if settings.pod is not None:
             cost = deletion_cost(settings.pod, lambda: leases.holding, environment=os.environ)
             told.append(await stack.enter_async_context(cost))
-        servicer = AvatarServicer(_door(settings), avatars, calls, metrics, settings.room)
+        entrance = Entrance(_door(settings), metrics)
+        servicer = AvatarServicer(entrance, avatars, calls, metrics, settings.room)
         server = Server(
             settings.listen,
             [Service(NAME, partial(add_AvatarServiceServicer_to_server, servicer))],
@@ -92,11 +109,16 @@ async def gateway(
         )
         endpoint = HttpEndpoint(settings.endpoint, registry=registry, checks={})
         await stack.enter_async_context(endpoint)
+        web = None
+        if settings.web is not None:
+            desk = _desk(settings.web, settings.room, calls, drain, metrics)
+            web = _web(settings.web, entrance, avatars, desk)
+            await stack.enter_async_context(web)
         await stack.enter_async_context(server)
         await stack.enter_async_context(
             _beside(drain, engines.watch(), replicas.write(), *(cost.publish() for cost in told))
         )
-        yield server, avatars
+        yield Serving(server, web, avatars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +199,31 @@ async def _conversation(settings: Settings) -> AsyncIterator[Conversation | None
             )
 
         yield converse
+
+
+def _desk(web: Web, room: Room, calls: Calls, drain: Drain, metrics: GatewayMetrics) -> Desk:
+    return Desk(
+        calls=calls,
+        drain=drain,
+        metrics=metrics,
+        room=room,
+        rates=web.rates,
+        viewers=web.viewers,
+        connect_seconds=web.connect_seconds,
+    )
+
+
+def _web(web: Web, entrance: Entrance, avatars: Avatars, desk: Desk) -> WebServer:
+    api = HttpApi(
+        entrance=entrance,
+        avatars=avatars,
+        desk=desk,
+        ice=web.ice,
+        codecs=tuple(Codec[name] for name in web.codecs),
+        auth_required=not entrance.door.open,
+        public=not is_loopback(web.host),
+    )
+    return WebServer(api, host=web.host, port=web.port, tls=web.tls)
 
 
 def _door(settings: Settings) -> Door:

@@ -38,12 +38,14 @@ class Outbox:
     Set before media flows:
         wants_frames, wants_sound: what the client asked for; the rest is left out.
         need_key_frame: called when an encoded picture was dropped, so that decoding can go on.
+        on_held: told a frame and the seconds for which the media clock stood still before it.
     """
 
     def __init__(self, room: Room) -> None:
         self.wants_frames = True
         self.wants_sound = True
         self.need_key_frame: Callable[[], None] = lambda: None
+        self.on_held: Callable[[int, float], None] = lambda _frame, _seconds: None
         self._room = room
         self._items: deque[Item] = deque()
         self._frames = 0
@@ -73,6 +75,9 @@ class Outbox:
         if self.wants_sound and self._sounds < self._room.sounds:
             self._sounds += 1
             self._put(pcm)
+
+    def held(self, frame: int, seconds: float) -> None:
+        self.on_held(frame, seconds)
 
     def tell(self, event: Event) -> None:
         self._put(event)

@@ -49,6 +49,9 @@ class Sink(Protocol):
         """Take a picture; False when it had to be dropped."""
 
     def sound(self, pcm: Pcm) -> None: ...
+    def held(self, frame: int, seconds: float) -> None:
+        """The media clock stood still so long before `frame`."""
+
     def turn_started(self, turn: int, sample: int, speaker: int) -> None: ...
     def turn_ended(self, turn: int, sample: int) -> None: ...
 
@@ -238,6 +241,7 @@ class Pacer:
         self._origin += late
         self.playout.holds += 1
         self.playout.held_seconds += late
+        self._sink.held(frame, late)
         self._metrics.stalls.inc()
         self._metrics.stall_seconds.inc(late)
         self._metrics.stall_length.observe(late)

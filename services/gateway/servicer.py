@@ -8,35 +8,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from services.gateway.auth import Caller, Door
+from services.gateway.auth import Caller
 from services.gateway.avatars import Avatars
-from services.gateway.calls import Calls, refusal
-from services.gateway.limits import Allowance
+from services.gateway.calls import Calls
+from services.gateway.entrance import Entrance
 from services.gateway.outbox import Item, Outbox, Room
 from services.runtime.interceptor import Context
-from services.runtime.metrics import GatewayMetrics, Refusal, Transport
-from talkingmachines.errors import QuotaExceeded, TalkingMachinesError, Unauthenticated
+from services.runtime.metrics import GatewayMetrics, Transport
 from talkingmachines.media import Pcm
 from talkingmachines.picture import VideoFrame
 from talkingmachines.v1 import avatar_pb2
 from talkingmachines.v1.avatar_pb2_grpc import AvatarServiceServicer
 
-_MOST_ALLOWANCES = 10_000
-
 
 @dataclass
 class AvatarServicer(AvatarServiceServicer):
-    """AvatarService, for callers that the door lets in."""
+    """AvatarService, for callers that the entrance lets in."""
 
-    door: Door
+    entrance: Entrance
     avatars: Avatars
     calls: Calls
     metrics: GatewayMetrics
     room: Room
-    _allowances: dict[str, Allowance] = field(default_factory=dict)
 
     async def CreateAvatar(
         self, request: avatar_pb2.CreateAvatarRequest, context: Context
@@ -97,26 +93,7 @@ class AvatarServicer(AvatarServiceServicer):
 
     async def _enter(self, context: Context) -> Caller:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
-        try:
-            caller = await self.door.enter(metadata)
-            if not self._allowance(caller).take(asyncio.get_running_loop().time()):
-                rate = caller.limits.requests_per_second
-                raise QuotaExceeded("requests", limit=f"{rate:g} a second")
-        except TalkingMachinesError as error:
-            credentials = isinstance(error, Unauthenticated)
-            reason = Refusal.CREDENTIALS if credentials else refusal(error)
-            self.metrics.refusals.labels(reason).inc()
-            raise
-        return caller
-
-    def _allowance(self, caller: Caller) -> Allowance:
-        allowance = self._allowances.pop(caller.name, None)
-        if allowance is None:
-            allowance = Allowance(caller.limits.requests_per_second)
-        self._allowances[caller.name] = allowance  # the last one used comes last
-        while len(self._allowances) > _MOST_ALLOWANCES:
-            del self._allowances[next(iter(self._allowances))]
-        return allowance
+        return await self.entrance.enter(metadata)
 
 
 @contextmanager

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FilePath, PositiveFloat, SecretStr, model_validator
+from pydantic import (
+    Field,
+    FilePath,
+    IPvAnyAddress,
+    PositiveFloat,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
+from services.gateway.adaptation import Rates
 from services.gateway.admission import Capacity
 from services.gateway.attaching import Patience
 from services.gateway.deletion_cost import Pod
+from services.gateway.ice import Ice, Turn
 from services.gateway.images import ImageLimits
 from services.gateway.limits import CallerLimits, SessionLimits
 from services.gateway.outbox import Room
 from services.gateway.pacer import Lead
-from services.runtime.settings import Listen, Nested, Peer, PeerTls, ServiceSettings, is_loopback
+from services.runtime.settings import (
+    Listen,
+    Nested,
+    Peer,
+    PeerTls,
+    Port,
+    ServerTls,
+    ServiceSettings,
+    is_loopback,
+)
 from talkingmachines.channel import Limits as ConnectionLimits
 
 
@@ -67,12 +85,58 @@ class EnginePeer(Peer):
     renew_seconds: PositiveFloat = 30.0
 
 
+class TurnServers(Nested):
+    """TURN servers that share a secret with us (coturn: `use-auth-secret`)."""
+
+    urls: Annotated[tuple[str, ...], Field(min_length=1)]  # turn:host:3478, turns:host:5349
+    secret: SecretStr
+    seconds: PositiveFloat = 3600.0  # how long credentials hold
+
+    @property
+    def shared(self) -> Turn:
+        return Turn(self.urls, self.secret.get_secret_value(), self.seconds)
+
+
+class Web(Nested):
+    """Calls from browsers: HTTP, WebRTC and the page."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    tls: ServerTls | None = None
+    plaintext_beyond_loopback: bool = False  # set where an ingress or a mesh ends TLS
+    stun_urls: tuple[str, ...] = ()  # stun:host:3478
+    turn: TurnServers | None = None
+    public_address: IPvAnyAddress | None = None  # where this machine's ports are reached from
+    codecs: Annotated[tuple[Literal["VP8", "H264"], ...], Field(min_length=1)] = ("VP8", "H264")
+    rates: Rates = Rates()
+    viewers: Annotated[int, Field(ge=0)] = 20  # of one call, besides its caller
+    connect_seconds: PositiveFloat = 20.0  # for a client to connect after our answer
+
+    @model_validator(mode="after")
+    def _nothing_in_the_clear(self) -> Self:
+        if self.tls is None and not self.plaintext_beyond_loopback and not is_loopback(self.host):
+            raise ValueError(
+                f"refusing to listen on {self.host} without TLS: give tls, "
+                "or set plaintext_beyond_loopback where something else protects the connection"
+            )
+        return self
+
+    @property
+    def ice(self) -> Ice:
+        return Ice(
+            stun_urls=self.stun_urls,
+            turn=None if self.turn is None else self.turn.shared,
+            public_address=None if self.public_address is None else str(self.public_address),
+        )
+
+
 class Settings(ServiceSettings):
     """The gateway's settings."""
 
     model_config = SettingsConfigDict(env_prefix="TM_GATEWAY_")
 
     listen: Listen = Listen(port=50050)
+    web: Web | None = None  # not given: gRPC alone
     score: EnginePeer
     vae: EnginePeer
     bridge: Peer | None = None  # to a speech model; not given: only DRIVE is offered
@@ -93,9 +157,11 @@ class Settings(ServiceSettings):
     @model_validator(mode="after")
     def _nobody_unknown(self) -> Self:
         known = self.auth.keys_file or self.auth.jwt or self.auth.anyone
-        if not known and not is_loopback(self.listen.host):
+        hosts = [self.listen.host, *([self.web.host] if self.web else [])]
+        open_to = [host for host in hosts if not is_loopback(host)]
+        if not known and open_to:
             raise ValueError(
-                f"refusing to let everybody in on {self.listen.host}: give auth keys_file or jwt, "
+                f"refusing to let everybody in on {open_to[0]}: give auth keys_file or jwt, "
                 "or set auth anyone where something else keeps strangers out"
             )
         return self

@@ -175,6 +175,24 @@ class Transport(StrEnum):
     WEBRTC = "webrtc"
 
 
+class WebRtcRole(StrEnum):
+    """What a WebRTC connection is for."""
+
+    CALL = "call"
+    VIEWER = "viewer"
+    MICROPHONE = "microphone"
+
+
+class WebRtcEnd(StrEnum):
+    """Why a call over WebRTC ended."""
+
+    HUNG_UP = "hung_up"
+    LOST = "lost"  # the client may still resume
+    NEVER_CONNECTED = "never_connected"
+    REFUSED = "refused"  # told why before media flowed
+    FAILED = "failed"  # told why, afterwards
+
+
 class EngineStage(StrEnum):
     """Where a step's time goes on the device."""
 
@@ -300,6 +318,36 @@ class GatewayMetrics(MetricSet):
     frames = _counter("tm_frames_total", "Frames sent to clients.", transport=Transport)
     frames_dropped = _counter(
         "tm_frames_dropped_total", "Frames dropped before sending.", reason=DropReason
+    )
+
+    webrtc_connections = _gauge("tm_webrtc_connections", "WebRTC connections.", role=WebRtcRole)
+    webrtc_connect_seconds = _histogram(
+        "tm_webrtc_connect_seconds",
+        "From our answer to an offer to the connection's being up.",
+        START_BUCKETS,
+        role=WebRtcRole,
+    )
+    webrtc_ends = _counter(
+        "tm_webrtc_call_end_total", "Calls over WebRTC that ended, by reason.", reason=WebRtcEnd
+    )
+    webrtc_encode_seconds = _counter(
+        "tm_webrtc_encode_seconds_total", "Time spent encoding sound, once for all viewers."
+    )
+    webrtc_key_frames = _counter("tm_webrtc_key_frames_total", "Key frames sent.")
+    webrtc_key_frame_requests = _counter(
+        "tm_webrtc_key_frame_requests_total", "Key frames that viewers asked for."
+    )
+    webrtc_bitrate_changes = _counter(
+        "tm_webrtc_bitrate_changes_total", "Changes of an encoder's bit rate to suit a network."
+    )
+    webrtc_round_trip = _histogram(
+        "tm_webrtc_round_trip_seconds",
+        "Round trip of a call's pictures, every second.",
+        RPC_BUCKETS,
+    )
+    webrtc_packets = _counter("tm_webrtc_packets_total", "Packets of pictures sent in calls.")
+    webrtc_packets_lost = _counter(
+        "tm_webrtc_packets_lost_total", "Packets of pictures that clients say they never got."
     )
 
     attachments = _gauge("tm_attachments", "Attachments held to engines.", engine=Engine)

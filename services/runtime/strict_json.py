@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ class Misfit(ValueError):
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         super().__init__(f"{field}: expected {expected}, got {shown}")
         self.field = field
+        self.got = shown
+        self.expected = expected
 
 
 def parse(file: Path) -> Any:
@@ -77,7 +79,7 @@ def _value(kind: Any, value: object, path: str) -> object:
     if is_dataclass(kind) and isinstance(kind, type):
         return read(kind, value, path)
     origin = get_origin(kind)
-    if origin is UnionType:
+    if origin is UnionType or origin is Union:  # the latter is what a Literal | None makes
         return _one_of(get_args(kind), value, path)
     if origin is Literal:
         return _literal(get_args(kind), value, path)

@@ -41,7 +41,7 @@ async def quiet(model: Path, blobs: Path) -> AsyncIterator[Any]:
                 blobs_url=blobs.as_uri(),
             )
             made = gateway(settings, drain=Drain(0), registry=CollectorRegistry())
-            async with made as (server, _):
-                peer = Peer(address=f"127.0.0.1:{server.port}")
+            async with made as serving:
+                peer = Peer(address=f"127.0.0.1:{serving.server.port}")
                 async with open_channel(peer) as channel:
                     yield AvatarServiceStub(channel)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.llm_bridge.local.dialogue import LocalDialogue, Parts
+from services.llm_bridge.local.voice import Voice as AnyVoice
 from services.llm_bridge.local.writer import Writer
 from services.llm_bridge.persona import Persona
 from services.llm_bridge.speech_model import Cue, Dialogue, Line, Party, Past
@@ -82,18 +83,31 @@ class Voice:
 
 
 @dataclass
+class Tone:
+    """As `Voice`, but to be heard: says everything as a tone, 50 ms a character."""
+
+    name: str = "tone"
+    rate: int = RATE
+
+    async def speak(self, text: str, voice: str) -> bytes:
+        time = np.arange(len(text) * CHARACTER_SAMPLES) / RATE
+        return (9000 * np.sin(2 * np.pi * 440 * time)).astype("<i2").tobytes()
+
+
+@dataclass
 class Model:
     """A `SpeechModel` of these parts."""
 
     metrics: BridgeMetrics
     recogniser: Recogniser = field(default_factory=Recogniser)
     writer: Writer = field(default_factory=Echo)
+    voice: AnyVoice = field(default_factory=Voice)
     name: str = "fake"
     sample_rate: int = RATE
 
     @asynccontextmanager
     async def dialogue(self, persona: Persona, history: Sequence[Past]) -> AsyncIterator[Dialogue]:
-        parts = Parts(judge, self.recogniser, self.writer, Voice(), self.metrics)
+        parts = Parts(judge, self.recogniser, self.writer, self.voice, self.metrics)
         dialogue = LocalDialogue(persona, history, parts)
         try:
             yield dialogue

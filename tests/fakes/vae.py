@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from talkingmachines.picture import (
     VideoFormat,
     VideoFrame,
 )
+from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import vae_pb2
 from talkingmachines.v1.vae_pb2_grpc import VaeServiceServicer
 from tests.fakes.replica import Replica
@@ -53,14 +54,33 @@ def dependence(picture: EncodedPicture) -> tuple[int, int, bool]:
     return encoder, index, key
 
 
+class Film(Protocol):
+    """An encoder of frames that anybody can decode."""
+
+    def frame(self, number: int, *, key: bool) -> EncodedPicture: ...
+
+
 class FakeVae(VaeServiceServicer):
-    def __init__(self, *, tail_latents: int = 8, frames_per_latent: int = 4) -> None:
+    """Args:
+    film: makes encoders whose frames really are of the codec asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        tail_latents: int = 8,
+        frames_per_latent: int = 4,
+        film: Callable[[VideoFormat, StreamSpec], Film] | None = None,
+    ) -> None:
+        self.film = film
         self.checkpoint = "fake-vae-1"
         self.tail_latents = tail_latents
         self.frames_per_latent = frames_per_latent
         self.replica = Replica()
         self.encoders = count()
         self.quality: list[int] = []
+        self.bitrates: list[int] = []
+        self.key_frames = 0  # asked for
         self.traces: list[str] = []
 
     async def Describe(
@@ -114,8 +134,10 @@ class FakeVae(VaeServiceServicer):
                         session.take(LogTail.from_proto(event.rewind.tail, at="rewind.tail"))
                     case "key_frame" if session is not None:
                         session.key_wanted = True
+                        self.key_frames += 1
                     case "settings" if session is not None:
                         self.quality.append(event.settings.quality)
+                        self.bitrates.append(event.settings.bitrate)
                     case other:
                         raise BadInput("message", got=other, expected="attach once, then chunks")
 
@@ -127,6 +149,8 @@ class _Session:
         self.form = VideoFormat.from_proto(attach.video, at="attach.video").form
         self.anchor = Tensor.from_proto(attach.anchor, at="attach.anchor").payload
         self.encoder = next(vae.encoders)
+        wanted = VideoFormat.from_proto(attach.video, at="attach.video")
+        self.film = None if vae.film is None else vae.film(wanted, self.spec)
         self.encoded = 0
         tail = LogTail(0)
         if attach.HasField("tail"):
@@ -177,6 +201,8 @@ class _Session:
             return EncodedPicture(self.form, key_frame=False, payload=b"skipped")
         key = self.key_wanted or self.form is Codec.JPEG
         self.key_wanted = False
+        if self.film is not None:
+            return self.film.frame(_MARK.unpack_from(body)[2], key=key)
         link = _LINK.pack(self.encoder, self.encoded, key)
         self.encoded += 1
         return EncodedPicture(self.form, key_frame=key, payload=body + link + digest)

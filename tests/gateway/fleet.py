@@ -94,6 +94,7 @@ class Gateway:
     avatars: Avatars
     registry: CollectorRegistry
     drain: Drain
+    web_port: int
 
     async def avatar(self, name: str = "Ada", **fields: Any) -> str:
         request = avatar_pb2.CreateAvatarRequest(display_name=name, image=png(), **fields)
@@ -133,10 +134,12 @@ class Fleet:
         settings = self.settings.model_copy(update=changes)
         drain, registry = Drain(settings.listen.drain_seconds), CollectorRegistry()
         made = gateway(settings, drain=drain, registry=registry)
-        server, avatars = await gone.enter_async_context(made)
+        serving = await gone.enter_async_context(made)
+        server, avatars = serving.server, serving.avatars
         peer = Peer(address=f"127.0.0.1:{server.port}", tls=shown)
         channel = await gone.enter_async_context(open_channel(peer))
-        return Gateway(AvatarServiceStub(channel), server, avatars, registry, drain)
+        port = 0 if serving.web is None else serving.web.port
+        return Gateway(AvatarServiceStub(channel), server, avatars, registry, drain, port)
 
 
 @asynccontextmanager

@@ -41,7 +41,8 @@ def named_peers() -> list[str]:
 @pytest.fixture(scope="module")
 def policies() -> dict[str, Manifest]:
     apart = ("engines.layout=apart", *(f"{name}.workers.replicasPerPod=10" for name in ENGINES))
-    own_redis = manifests("cpu", *apart, *named_peers(), "gateway.deletionCost.enabled=true")
+    options = ("gateway.web.enabled=true", "gateway.deletionCost.enabled=true")
+    own_redis = manifests("cpu", *apart, *named_peers(), *options)
     return of_kind(own_redis, "NetworkPolicy")
 
 
@@ -72,8 +73,12 @@ def rules(policy: Manifest) -> Iterator[tuple[str, str, frozenset[int]]]:
     for direction, side in (("ingress", "from"), ("egress", "to")):
         for rule in policy["spec"].get(direction) or []:
             for found in rule[side]:
-                chosen = frozenset(port["port"] for port in rule.get("ports", []))
-                yield direction, peer(found), chosen
+                yield direction, peer(found), frozenset(numbers(rule.get("ports", [])))
+
+
+def numbers(entries: list[dict[str, Any]]) -> Iterator[int]:
+    for port in entries:
+        yield from range(port["port"], port.get("endPort", port["port"]) + 1)
 
 
 def own(policy: Manifest) -> str:

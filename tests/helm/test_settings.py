@@ -27,13 +27,17 @@ PREFIXES = {
 ENGINES = ("score", "vae")
 # Between them every option that sets a variable is on once.
 EVERYTHING = (
-    ("cpu",),
+    ("cpu", "gateway.web.enabled=true"),
     (
         "gpu-fleet",
         "tls.clientAuthorities=true",
         "redis.tls.clientCertificate=true",
         "bridge.chatKey.name=chat",
         "gateway.auth.keys.name=keys",
+        "gateway.web.enabled=true",
+        "gateway.web.turnSecret.name=turn",
+        "gateway.settings.web.turn.urls[0]=turn:turn.example.com:3478",
+        "exposure.webHosts[0]=talk.example.com",
         "gateway.auth.jwtKey.name=issuer",
     ),
 )
