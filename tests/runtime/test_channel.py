@@ -145,7 +145,7 @@ async def test_every_call_carries_the_channel_s_metadata() -> None:
 def test_both_ends_keep_alive_without_being_turned_away() -> None:
     limits = Limits(keepalive_seconds=20)
     client, server = dict(limits.client_options()), dict(limits.server_options())
-    allowed = server["grpc.http2.min_ping_interval_without_data_ms"]
+    allowed = int(server["grpc.http2.min_ping_interval_without_data_ms"])
     assert client["grpc.keepalive_time_ms"] == 20_000 > allowed
     for name in ("grpc.max_receive_message_length", "grpc.max_send_message_length"):
         assert client[name] == server[name] == limits.max_message_bytes
