@@ -1,5 +1,5 @@
 """From the end of the user's speech to the answer's first sound:
-python -m benchmarks.bridge kokoro|flite
+python -m benchmarks.bridge hibari|kokoro|flite
 
 The local pipeline with the script as writer, on one core. A synthetic user asks in real time; its
 voice is made beforehand. Besides, what each part costs by itself, in time and in processor time:
@@ -42,12 +42,13 @@ PERSONA = Persona(
     instructions="You are Ada, a retired lighthouse keeper. You love storms and old maps.",
     manners=Manners(Patience(silence_timeout=0.0)),
 )
+Speech = Literal["hibari", "kokoro", "flite"]
 PIECE = 640  # bytes: 20 ms at 16 kHz
 END_SILENCE = PERSONA.manners.patience.end_silence
 
 
-async def main(speech: Literal["kokoro", "flite"]) -> None:
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+async def main(speech: Speech) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     metrics = BridgeMetrics(CollectorRegistry())
     started = perf_counter()
     async with local_model(Local(speech=speech), metrics) as model:
@@ -70,7 +71,7 @@ async def main(speech: Literal["kokoro", "flite"]) -> None:
 
 async def asked(model: LocalModel, text: str) -> bytes:
     """A question as a user's microphone would give it, at 16 kHz."""
-    sound = await model._voice.speak(text, "stone")  # flite: its default
+    sound = await model._voice.speak(text, "stone")  # where it is not known, the default
     resampler = Resampler(model.sample_rate, RATE)
     spoken = resampler.push(Pcm(sound, model.sample_rate)) + resampler.flush()
     return spoken[: len(spoken) - 2 * int(0.3 * RATE)]  # without the pause at its end
@@ -165,4 +166,4 @@ def mean(metrics: BridgeMetrics, stage: SpeechStage) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main("flite" if sys.argv[1:] == ["flite"] else "kokoro"))
+    asyncio.run(main(Local.model_validate({"speech": sys.argv[1]} if sys.argv[1:] else {}).speech))
