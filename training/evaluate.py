@@ -47,6 +47,7 @@ from training.stream import Mp4
 from training.vae import autocast, signed
 
 _SHOWN = 10  # frames per row of the sheet
+_LOOKED_AT = 10  # one of so many chunks of a long stream
 
 
 @dataclass(slots=True)
@@ -63,15 +64,20 @@ class Watched:
 
 @torch.no_grad()
 def watch(
-    candidate: Candidate, question: Question, judge: PixelReader, show: Sequence[int] = ()
+    candidate: Candidate,
+    question: Question,
+    judge: PixelReader,
+    show: Sequence[int] = (),
+    *,
+    every: int = 1,
 ) -> Watched:
-    """Let a candidate answer and look at it."""
+    """Let a candidate answer and look at it, or at one of so many chunks."""
     boxes = question.truth.mouth_box[:, 0]
     anchor = question.anchor.float() / 127.5 - 1
     mask = _background(question)
     reads, moves, kept, shift, frames = [], [], [], [], dict[int, Tensor]()
     last, began, first = None, time.monotonic(), 0
-    for chunk in answer(candidate, question):
+    for chunk in answer(candidate, question, every=every):
         pictures = chunk.clamp(-1, 1).cpu()
         each = pictures.shape[1]
         crops = mouth_crop(pictures.flatten(0, 1), boxes.repeat_interleave(each, 0))
@@ -94,7 +100,9 @@ def graded(
     seen = watch(candidate, questions["speech"], judge, show)
     still = watch(candidate, questions["silence"], judge)
     turn = watch(candidate, questions["turn"], judge)
-    long = watch(candidate, questions["long"], judge) if "long" in questions else seen
+    long = seen
+    if "long" in questions:
+        long = watch(candidate, questions["long"], judge, every=_LOOKED_AT)
     tenth = max(1, len(long.kept) // 10)
     return Grades(
         model=candidate.name,
@@ -122,7 +130,8 @@ def questions(
     }
     if minutes:
         endless = _length(60 * minutes)
-        asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, 2, family)
+        few = min(2, characters)
+        asked["long"] = ask(CorpusSpeaker(speech, endless, plain, turns=0), endless, few, family)
     return asked
 
 
@@ -223,7 +232,7 @@ def main() -> None:
     judge = PixelReader()
     judge.load_state_dict(load_file(asked.judge))
     judge.eval().requires_grad_(False)
-    speech = SpeechSet.of(Corpus.open(asked.speech), Test)
+    speech = SpeechSet.of(Corpus.open(asked.speech), Test, asked.voices)
     set_ = questions(
         speech,
         asked.family,
@@ -286,6 +295,7 @@ def _arguments() -> argparse.Namespace:
     add("--films", type=Path, help="also write every answer as a film, into this folder")
     add("--steps", type=int, nargs="*", default=[], help="also with so many steps")
     add("--family", type=Family, choices=Family, default=Family.STYLISED)
+    add("--voices", nargs="+", help="of the corpus; all that were not learned from, unless said")
     add("--characters", type=int, default=6)
     add("--seconds", type=float, default=20.0, help="of speech per character (%(default)s)")
     add("--minutes", type=float, default=0.0, help="of a long stream, for drift (%(default)s)")

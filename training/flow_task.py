@@ -30,7 +30,7 @@ from training.flow import (
 from training.latents import LatentClips
 from training.learner import Learner, Recipe
 from training.look import exported, looked_at
-from training.mouth_reader import LatentReader
+from training.mouth_reader import WORTH, LatentReader
 from training.run import Draw
 from training.supply import Supply
 from training.vae import autocast
@@ -112,7 +112,8 @@ def unplaced(clips: LatentClips, rows: Tensor) -> LatentClips:
 
 def read_loss(reader: LatentReader, believed: Tensor, clips: LatentClips) -> Tensor:
     """How far the mouth that is read out of `believed` [B, K, C, F, h, w] is from the true one."""
-    return (read(reader, believed, clips) - clips.controls).square().mean()
+    error = (read(reader, believed, clips) - clips.controls).square()
+    return (error * error.new_tensor(WORTH)).mean()
 
 
 def read(reader: LatentReader, latents: Tensor, clips: LatentClips) -> Tensor:

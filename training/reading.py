@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,19 +41,31 @@ _HOST = torch.device("cpu")
 
 
 def learn_latents(
-    reader: LatentReader, pool: Pool[LatentClips], *, budget: Budget, rows: int = 8
+    reader: LatentReader, pool: Pool[LatentClips], *, budget: Budget, rows: int = 24
 ) -> None:
     """Learn to read latents, noisy ones as well, as those of a model are."""
     recipe = Recipe(rate=1.5e-3, weight_decay=0.05, warm_up=20)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        clips = pool.batch(step, rows, generator)
+        clips = _chunk(pool.batch(step, rows, generator), generator)
         level = 0.3 * torch.rand(rows, 1, 1, 1, 1, 1, generator=generator)
         noise = torch.randn(clips.latents.shape, generator=generator)
         seen = clips.latents.float() + (level * noise).to(clips.latents.device)
         return (read(reader, seen, clips) - clips.controls).square().mean()
 
     _learn(reader, recipe, loss, budget)
+
+
+def _chunk(clips: LatentClips, generator: torch.Generator) -> LatentClips:
+    """One chunk of all clips: more characters at once for the same price."""
+    chunks = clips.latents.shape[1]
+    frames = clips.controls.shape[1] // chunks
+    k = int(torch.randint(chunks, (), generator=generator))
+    return replace(
+        clips,
+        latents=clips.latents[:, k : k + 1],
+        controls=clips.controls[:, k * frames : (k + 1) * frames],
+    )
 
 
 def learn_pixels(
@@ -62,14 +75,14 @@ def learn_pixels(
     recipe = Recipe(rate=1e-3, weight_decay=0.05, warm_up=20)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        footage = pool.batch(step, rows, generator)
+        footage = pool.at(step)
+        clip = torch.randint(len(footage), (rows, 1), generator=generator)
         frame = torch.randint(footage.frames.shape[1], (rows, 4), generator=generator)
-        which = torch.arange(rows)[:, None]
-        frames = footage.frames[which, frame].flatten(0, 1).float() / 127.5 - 1
-        boxes = footage.truth.mouth_box[which, frame].flatten(0, 1)
+        frames = footage.frames[clip, frame].flatten(0, 1).float() / 127.5 - 1
+        boxes = footage.truth.mouth_box[clip, frame].flatten(0, 1)
         jitter = 0.03 * torch.randn(len(boxes), 2, generator=generator)
         crops = spoiled(mouth_crop(frames, boxes + jitter.repeat(1, 2)), generator)
-        return F.mse_loss(reader(crops), footage.controls[which, frame].flatten(0, 1))
+        return F.mse_loss(reader(crops), footage.controls[clip, frame].flatten(0, 1))
 
     _learn(reader, recipe, loss, budget)
 

@@ -90,7 +90,7 @@ def supply(
     learned: Callable[[Sequence[int]], Footage] = studio(
         corpus, geometry, device, still=sources.still, human=sources.human, compiled=False
     ).make
-    judged = Studio(judging, geometry, Split.TEST, device).make
+    judged = Studio(judging, geometry, Split.TEST, device, human=sources.human).make
     if keep is not None:
         learned = keep.of("footage").made(Footage, learned)  # as `training.draw` leaves it
 

@@ -62,6 +62,15 @@ def test_nobody_is_heard_before_a_turn_begins() -> None:
     assert same == [True, True, False, False]
 
 
+def test_a_long_answer_may_be_looked_at_now_and_then() -> None:
+    """What is decoded of it is what would have been seen."""
+    whole = list(answer(candidate(), question()))
+    some = list(answer(candidate(), question(), every=2))
+    assert len(some) == 2
+    for seen, expected in zip(some, whole[1::2], strict=True):
+        torch.testing.assert_close(seen, expected, rtol=0, atol=2e-2)  # 16-bit arithmetic
+
+
 def test_a_teacher_answers_clip_by_clip() -> None:
     frames = list(answer(candidate("whole"), question()))
     assert len(frames) == 4

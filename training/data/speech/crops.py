@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Generic, Self
 
@@ -67,9 +68,16 @@ class SpeechSet(Generic[Use]):
         self._voices = dict(by_voice)
 
     @classmethod
-    def of(cls, corpus: Corpus, use: type[Use]) -> Self:
-        """Everything in `corpus` that may be used so."""
-        return cls(corpus, use, [item for item in corpus.utterances if item.split is use.split])
+    def of(cls, corpus: Corpus, use: type[Use], voices: Collection[str] | None = None) -> Self:
+        """Everything in `corpus` that may be used so, or what some voices say of it.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        fitting = [item for item in corpus.utterances if item.split is use.split]
+        if voices is not None:
+            fitting = [item for item in fitting if item.voice in voices]
+        return cls(corpus, use, fitting)
 
     @property
     def seconds(self) -> float:
