@@ -28,7 +28,7 @@ class KnownWeights:
     gives: str
     weights_licence: str
     code_licence: str
-    gigabytes: float  # of the files that are needed
+    gigabytes: float  # about, of the files that are needed
     runs: str  # which of our features it has
     live: bool  # whether it was distilled for streaming
     needs: tuple[str, ...] = ()  # other entries, by name

@@ -17,7 +17,7 @@ from rich.table import Table
 from talkingmachines.cli.server import serve_environment
 from talkingmachines.weights import CATALOGUE
 
-_COLUMNS = ("name", "from", "what", "weights", "code", "GB", "live", "here")
+_COLUMNS = ("name", "from", "what", "weights", "code", "about GB", "live", "here")
 
 
 def list_(*, as_json: bool) -> None:

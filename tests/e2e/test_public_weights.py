@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,16 @@ pytestmark = pytest.mark.timeout(600)  # a machine that is busy starts a fleet i
 
 async def test_live_avatar_in_the_whole_fleet(tmp_path: Path) -> None:
     score = write_public(tmp_path / "public")
-    terms = {"terms": {"max_age_seconds": 2.0, "headroom": 4}}
+    engine = {
+        "replicas": {"least": 2, "most": 2},
+        "terms": {"max_age_seconds": 2.0, "headroom": 4},
+    }
     gateway = {"PATIENCE__REBUILD": f"{PATIENCE:g}", "PATIENCE__OPEN": f"{PATIENCE:g}"}
-    settings = {"MODEL": str(tmp_path / "public"), "SCORE": score | terms, "VAE": terms}
+    settings: dict[str, object] = {
+        "MODEL": str(tmp_path / "public"),
+        "SCORE": score | engine,
+        "VAE": engine | {"dtype": "float32"},
+    }
     with fleet(tmp_path / "fleet", gateway=gateway, **settings) as running:
         async with open_channel(Peer(address=running.addresses.address)) as channel:
             stub = AvatarServiceStub(channel)
@@ -52,6 +60,9 @@ async def test_live_avatar_in_the_whole_fleet(tmp_path: Path) -> None:
             await eventually(lambda: len(talk.frames) > 48, PATIENCE)
             for pid in running.processes("ServeReplica:score"):
                 os.kill(pid, signal.SIGKILL)
+                with suppress(TimeoutError):  # nobody was attached to that one
+                    await eventually(lambda: talk.told("statistics")[-1].rebuilds > 0, 3)
+                    break
             (seen,) = await heard_out([talk])
     assert list(seen.frames) == list(range(len(seen.frames)))
     assert len(seen.frames) >= 5 * 16
