@@ -21,6 +21,7 @@ from talkingmachines.cli import cluster as cluster_command
 from talkingmachines.cli import converse as converse_command
 from talkingmachines.cli import demo as demo_command
 from talkingmachines.cli import doctor as doctor_command
+from talkingmachines.cli import models as models_command
 from talkingmachines.cli import status as status_command
 from talkingmachines.cli import talk as talk_command
 from talkingmachines.cli.cluster.reading import Place
@@ -45,6 +46,8 @@ app = typer.Typer(
 )
 avatars = typer.Typer(help="Characters.", no_args_is_help=True)
 app.add_typer(avatars, name="avatars")
+models = typer.Typer(help="Public weights.", no_args_is_help=True)
+app.add_typer(models, name="models")
 
 _errors = Console(stderr=True)
 
@@ -126,6 +129,9 @@ def create_avatar(
     picture: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP file.")],
     name: Annotated[str, typer.Option(help="What people call the character.")],
     prompt: Annotated[str, typer.Option(help="What it looks like and does.")] = "",
+    listening_prompt: Annotated[
+        str, typer.Option(help="The same while it listens; empty: as while it speaks.")
+    ] = "",
     server: Address = None,
     key: Key = None,
     tls: UsesTls = False,
@@ -134,7 +140,8 @@ def create_avatar(
 ) -> None:
     """Make a character from a picture."""
     where = Server(server, key, tls_ca, tls=tls)
-    _run(avatars_command.create(where, picture, name, prompt, as_json=as_json))
+    prompts = (prompt, listening_prompt)
+    _run(avatars_command.create(where, picture, name, prompts, as_json=as_json))
 
 
 @avatars.command("delete")
@@ -147,6 +154,34 @@ def delete_avatar(
 ) -> None:
     """Forget a character."""
     _run(avatars_command.delete(Server(server, key, tls_ca, tls=tls), avatar_id))
+
+
+@models.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Known public weights: licences, size, what they do here."""
+    models_command.list_(as_json=as_json)
+
+
+# What follows is read by the services' own parser, which knows every name.
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@models.command("verify", context_settings=_PASSED_ON)
+def verify_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+    """Whether a download is whole, and what to do where it is not."""
+    _run_models("verify", arguments)
+
+
+@models.command("plan", context_settings=_PASSED_ON)
+def plan_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+    """Memory, time and sessions on a GPU."""
+    _run_models("plan", arguments)
+
+
+@models.command("convert", context_settings=_PASSED_ON)
+def convert_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+    """Write weights as our own sharded safetensors: float32, bf16 or fp8."""
+    _run_models("convert", arguments)
 
 
 @app.command()
@@ -211,6 +246,14 @@ def doctor(
         findings = doctor_command.examine()
     doctor_command.show(findings, as_json=as_json)
     raise typer.Exit(1 if any(found.failed for found in findings) else 0)
+
+
+def _run_models(command: str, arguments: list[str]) -> NoReturn:
+    try:
+        code = models_command.run(command, arguments)
+    except TalkingMachinesError as error:
+        _fail(error)
+    raise typer.Exit(code)
 
 
 def _run(command: Coroutine[Any, Any, T]) -> T:

@@ -30,9 +30,15 @@ async def list_(server: Server, *, as_json: bool) -> None:
     Console().print(table if found else "no characters")
 
 
-async def create(server: Server, picture: Path, name: str, prompt: str, *, as_json: bool) -> None:
+async def create(
+    server: Server, picture: Path, name: str, prompts: tuple[str, str], *, as_json: bool
+) -> None:
+    """`prompts`: what it does while it speaks, and while it listens."""
     async with connected(server, starting=starting) as client:
-        avatar = await client.avatars.create(picture, name, prompt=prompt)
+        speaking, listening = prompts
+        avatar = await client.avatars.create(
+            picture, name, prompt=speaking, listening_prompt=listening
+        )
     print(json.dumps(described(avatar)) if as_json else avatar.avatar_id)
 
 

@@ -29,7 +29,7 @@ WAV2VEC = "wav2vec2"
 
 _SHARD_BYTES = 4 << 30
 # All layers are scaled by the embedded noise level: as in the reference, not in 16 bits.
-_FLOAT32 = re.compile(r"^time_(embedding|projection)\.|(^|\.)modulation$")
+FLOAT32 = re.compile(r"^time_(embedding|projection)\.|(^|\.)modulation$")
 
 
 def load(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> Dit:
@@ -98,7 +98,7 @@ def save_front_end(folder: Path, encoder: SpeechEncoder) -> None:
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if _FLOAT32.search(name) else dtype
+    return torch.float32 if FLOAT32.search(name) else dtype
 
 
 def _fill_constants(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

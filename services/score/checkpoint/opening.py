@@ -34,6 +34,7 @@ from services.score.checkpoint.tensors import (
     read_file,
     read_folder,
     read_json,
+    scaled,
     shapes,
 )
 from services.score.config import DitConfig
@@ -152,7 +153,8 @@ def _open_base(path: Path) -> _Base:
     match described.get("_class_name"):
         case None if "num_heads" not in described:
             config = DitConfig.read(path / "config.json")
-            return _Base(Layout.OWN, config, _in_folder(path, ("model",)))
+            weights = scaled(str(path), _in_folder(path, ("model",)))
+            return _Base(Layout.OWN, config, weights)
         case None | "WanModel" | "WanModel_S2V":
             config = wan_config(str(path), sizes_from_wan(str(path), described))
             weights = unwrapped(str(path), _in_folder(path, ("diffusion_pytorch_model", "model")))

@@ -23,6 +23,7 @@ from services.runtime import strict_json
 from services.runtime.weights import BadCheckpoint, Shape
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+SCALE = ".scale"  # ends the name of what multiplies a tensor's rows
 
 _DTYPES = {
     "F64": torch.float64,
@@ -94,6 +95,28 @@ def read_folder(folder: Path, stem: str) -> Weights | None:
         return _read_shards(index)
     single = folder / f"{stem}.safetensors"
     return _read_safetensors(single) if single.is_file() else None
+
+
+def scaled(source: str, weights: Weights) -> Weights:
+    """`weights` with every scale that is among them applied to its tensor, while that is read.
+
+    Raises:
+        BadCheckpoint: a scale of nothing, or of another shape than its tensor's rows.
+    """
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith(SCALE)]:
+        owner, scale = name.removesuffix(SCALE), found.pop(name)
+        if owner not in found or scale.shape != (*found[owner].shape[:1], 1):
+            raise BadCheckpoint(source, unexpected=[name], why="a scale that fits no tensor")
+        found[owner] = _multiplied(found[owner], scale)
+    return found
+
+
+def _multiplied(stored: Stored, scale: Stored) -> Stored:
+    def read(device: torch.device) -> Tensor:
+        return stored.read(device).float() * scale.read(device).float()
+
+    return Stored(stored.shape, torch.float32, read)
 
 
 def read_json(path: Path) -> dict[str, Any]:
