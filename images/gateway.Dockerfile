@@ -24,6 +24,6 @@ COPY services/runtime services/runtime
 COPY services/gateway services/gateway
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
-EXPOSE 50050 9400
+EXPOSE 50050 8080 9400
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "services.gateway"]

@@ -28,6 +28,7 @@ class Addresses:
     characters: list[str]  # ids of those that come with the model
     bridge: str = ""  # of the bridge to a speech model; empty: no conversations are held
     advice: str = ""  # then: what to do to have them
+    page: str = ""  # where browsers call
     ready_seconds: float = 0.0  # that starting took
 
     def to_json(self) -> str:

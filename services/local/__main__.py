@@ -57,10 +57,12 @@ def _tell(addresses: Addresses, settings: Settings, *, as_json: bool) -> None:
     lines = [
         f"ready after {addresses.ready_seconds:.1f} s",
         f"  gRPC        {addresses.address}",
+        f"  page        {addresses.page}",
         f"  metrics     http://{addresses.metrics['gateway'][0]}/metrics",
         f"  characters  {characters}",
         f"  converses   {f'no: {addresses.advice}' if addresses.advice else 'yes'}",
         f"  logs        {settings.data / 'logs'}",
+        f"call one:     {addresses.page} in a browser",
         f"talk to one:  talkingmachines talk speech.wav --server {addresses.address}",
         "Ctrl-C stops it",
     ]

@@ -32,8 +32,8 @@ from services.local.child import Child
 from services.local.cluster import APPLICATIONS, LOOPBACK, TRY_AGAIN, Order
 from services.local.errors import CannotStart
 from services.local.machine import NEEDED_BYTES, Machine
-from services.local.ports import check_free, free_block, free_port
-from services.local.settings import ROOT, Settings
+from services.local.ports import check_free, free_block, free_port, free_port_like
+from services.local.settings import ROOT, WEB_PORT, Settings
 from services.runtime.channel import open_channel
 from services.runtime.settings import BadSettings, Peer, read
 from talkingmachines.errors import TalkingMachinesError
@@ -107,7 +107,10 @@ class _Plan:
     @classmethod
     def of(cls, settings: Settings, folder: Path) -> _Plan:
         named = ("redis", "grpc", "http", "metrics", "bridge", "bridge metrics")
-        ports = {name: free_port() for name in named} | {"gateway": settings.port or free_port()}
+        ports = {name: free_port() for name in named} | {
+            "gateway": settings.port or free_port(),
+            "web": settings.web_port or free_port_like(WEB_PORT),
+        }
         blocks = {name: free_block(_REPLICAS) for name in APPLICATIONS}
         token = settings.data / "token"
         token.touch(mode=0o600)
@@ -133,6 +136,7 @@ class _Plan:
             pid=os.getpid(),
             characters=[avatar_id(picture) for picture in pictures(self.settings.model)],
             bridge=f"{LOOPBACK}:{self.ports['bridge']}" if self.converses else "",
+            page=f"http://localhost:{self.ports['web']}/",
             advice=self.advice,
         )
 
@@ -196,8 +200,10 @@ class _Plan:
         defaults = {
             "TM_GATEWAY_LISTEN__DRAIN_SECONDS": f"{_DRAIN_SECONDS:g}",
             "TM_GATEWAY_LISTEN__NOTICE_SECONDS": "0",
+            "TM_GATEWAY_WEB__HOST": LOOPBACK,
         }
         joined = {
+            "TM_GATEWAY_WEB__PORT": str(self.ports["web"]),
             "TM_GATEWAY_LISTEN__HOST": self.settings.host,
             "TM_GATEWAY_LISTEN__PORT": str(self.ports["gateway"]),
             "TM_GATEWAY_ENDPOINT__PORT": str(self.ports["metrics"]),
@@ -262,6 +268,8 @@ def _check(settings: Settings) -> None:
         )
     if settings.port:
         check_free(settings.host, settings.port, what="the gateway", setting="TM_LOCAL_PORT")
+    if settings.web_port:
+        check_free(LOOPBACK, settings.web_port, what="the page", setting="TM_LOCAL_WEB_PORT")
 
 
 def _advice(settings: Settings) -> str:

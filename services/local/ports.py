@@ -20,6 +20,15 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
+def free_port_like(wished: int) -> int:
+    """The port wished for, when it is free; else any that is."""
+    try:
+        socket.create_server((_LOOPBACK, wished)).close()
+    except OSError:
+        return free_port()
+    return wished
+
+
 def free_block(size: int) -> int:
     """The first of so many free ports in a row.
 

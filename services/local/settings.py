@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.runtime.settings import Port
 from talkingmachines.local import DEFAULT_PORT, data_folder
 
+WEB_PORT = 50080
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,6 +34,7 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=data_folder)  # characters, sessions, logs; made when missing
     host: str = "127.0.0.1"  # of the gateway; all other parts stay on this machine
     port: Port = DEFAULT_PORT  # of the gateway; 0: any free one
+    web_port: Port = 0  # of the page, on loopback; 0: WEB_PORT if it is free, else any
     sessions: Annotated[int, Field(ge=1)] = 2  # at once
     ready_seconds: Annotated[float, Field(gt=0)] = 180.0  # after which starting is given up
     converse: bool | None = None  # hold conversations; not given: if what they need is installed

@@ -173,12 +173,18 @@ def _opens(name: str) -> bool:
 
 
 # A key frame where the picture changes much would cost many bits when they are scarcest, and a call
-# has no cuts.
+# has no cuts. Every browser decodes the baseline profile, and offers it.
 _OPTIONS = {
-    "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
+    "libx264": {
+        "preset": "veryfast",
+        "tune": "zerolatency",
+        "profile": "baseline",
+        "sc_threshold": "0",
+    },
     # Not yet run on hardware.
     "h264_nvenc": {
         "preset": "p4",
+        "profile": "baseline",
         "tune": "ull",
         "rc": "cbr",
         "delay": "0",

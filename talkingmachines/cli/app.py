@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from talkingmachines.cli import avatars as avatars_command
+from talkingmachines.cli import call as call_command
 from talkingmachines.cli import cluster as cluster_command
 from talkingmachines.cli import converse as converse_command
 from talkingmachines.cli import demo as demo_command
@@ -96,6 +97,15 @@ def talk(
     wish = talk_command.Wish(speech, out, avatar, seed, wait)
     command = converse_command.converse if converse else talk_command.talk
     _run(command(where, wish, as_json=as_json))
+
+
+@app.command()
+def call(
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Call a character of this machine's fleet, face to face, in a browser."""
+    _run(call_command.call(opens=browser, as_json=as_json))
 
 
 @app.command()

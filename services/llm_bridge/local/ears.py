@@ -124,7 +124,7 @@ class Ears:
             self._start = self.now - self._run * FRAME_SECONDS
             if not self._push_to_talk:
                 yield Began(self._start)
-        elif not self._push_to_talk:
+        else:
             before = _whole(_BEFORE_SECONDS) + self._run * _FRAME_BYTES
             del self._sound[:-before]
 

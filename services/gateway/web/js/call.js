@@ -65,8 +65,9 @@ export class Call extends EventTarget {
     return this.#kept?.startedAt;
   }
 
-  get resumeSeconds() {
-    return this.#kept?.resumeSeconds;
+  /** Seconds for which it makes sense to try to return. */
+  get returningSeconds() {
+    return Math.max(0, this.#kept.resumeSeconds - (Date.now() - this.#lostAt) / 1000);
   }
 
   async start() {

@@ -3,7 +3,10 @@
 // A call may use several, one after the other: call.js knows when.
 
 const CONNECT_PATIENCE = 20_000; // ms until the channel is open
-const SILENT_PATIENCE = 6_000; // ms without a message, once the call is on: one comes every second
+// ms without a message, once the call is on, when one comes every second: of a slow server, and of
+// one that the browser does not reach any more.
+const SILENT_PATIENCE = 10_000;
+const UNREACHED_PATIENCE = 4_000;
 
 /**
  * Fires "message" (detail: the message), "media" once both tracks are there (detail: one stream of
@@ -15,6 +18,7 @@ export class Connection extends EventTarget {
   #sender;
   #watch;
   #live = false;
+  #heardAt = 0;
   #over = false;
   #unsent = [];
   #media = new MediaStream();
@@ -81,12 +85,21 @@ export class Connection extends EventTarget {
 
   #hear(message) {
     this.#live ||= message.type === "ready";
-    if (this.#live) this.#loseAfter(SILENT_PATIENCE);
+    this.#heardAt = Date.now();
+    this.#wait();
     this.#tell("message", message);
   }
 
   #changed() {
     if (["failed", "closed"].includes(this.#peer.connectionState)) this.#lose();
+    this.#wait();
+  }
+
+  #wait() {
+    if (!this.#live) return;
+    const unreached = this.#peer.connectionState === "disconnected";
+    const patience = unreached ? UNREACHED_PATIENCE : SILENT_PATIENCE;
+    this.#loseAfter(Math.max(0, this.#heardAt + patience - Date.now()));
   }
 
   #loseAfter(patience) {

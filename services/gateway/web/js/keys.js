@@ -32,17 +32,17 @@ export async function withKey(server, attempt) {
 }
 
 function asked() {
-  dialog.addEventListener("cancel", stay);
-  if (!dialog.open) dialog.showModal();
+  dialog.showModal();
   input.select();
   return new Promise((resolve) => {
+    // There is nothing to do without a key: who closes the dialog otherwise sees it again.
+    dialog.onclose = () => dialog.showModal();
     form.onsubmit = (event) => {
       event.preventDefault();
       if (!input.value.trim()) return;
+      dialog.onclose = null;
       dialog.close();
       resolve(input.value.trim());
     };
   });
 }
-
-const stay = (event) => event.preventDefault(); // there is nothing to do without a key

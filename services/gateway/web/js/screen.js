@@ -93,8 +93,8 @@ export class Screen extends EventTarget {
   }
 
   #apply() {
-    this.#video.muted = this.#quiet;
-    this.#video.volume = this.#hushed ? 0 : this.#volume;
+    this.#video.muted = this.#quiet || Boolean(this.#hushed);
+    this.#video.volume = this.#volume;
   }
 
   async #play() {

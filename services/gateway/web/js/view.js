@@ -2,6 +2,7 @@
 
 import { Captions, clock } from "./captions.js";
 import { Figures } from "./figures.js";
+import { onHold, onKeys } from "./hands.js";
 import { Measurements } from "./measurements.js";
 import { choices } from "./memory.js";
 import { Screen } from "./screen.js";
@@ -13,6 +14,7 @@ const by = (id) => document.getElementById(id);
 const VEIL_AFTER = 1_200; // ms: a connection that changes over sooner is nobody's concern
 const THOUGHT = 15_000; // ms after which nobody believes that an answer comes
 const TOAST = 6_000; // ms
+const TITLE = document.title;
 const RING_EVERY = 80; // ms; its transition fills the time between
 const QUALITY = { good: "good", fair: "fair", poor: "poor" };
 
@@ -33,6 +35,7 @@ export class View {
   #toasting;
   #veiling;
   #thinking;
+  #awake;
   #voice = "listening";
 
   /** @param {{call: Call, character: object, portrait?: string, microphone: Microphone, settings: Settings}} parts */
@@ -59,6 +62,9 @@ export class View {
     this.#showTalking();
     this.#say("listening");
     by("call-name").focus();
+    document.title = `${name} – ${TITLE}`;
+    if (!microphone.track) this.#missMicrophone();
+    this.#stayAwake();
     this.#ticking = setInterval(() => this.#tick(), 1000);
     this.#level();
   }
@@ -74,6 +80,8 @@ export class View {
     by("overlay").hidden = true;
     by("call").hidden = true;
     by("settings-dialog").close();
+    document.title = TITLE;
+    this.#awake?.release();
   }
 
   // ---- What the call tells ----
@@ -107,8 +115,10 @@ export class View {
   }
 
   #veilReturn() {
-    const left = Math.round(this.#call.resumeSeconds);
-    this.#veil({ title: "Connection lost", text: `Reconnecting, for up to ${left} seconds` });
+    if (this.#call.state !== "returning") return;
+    const left = Math.round(this.#call.returningSeconds);
+    this.#veil({ title: "Connection lost", text: `Reconnecting, for up to ${left} s` });
+    this.#veiling = setTimeout(() => this.#veilReturn(), 1000);
   }
 
   #hear(message) {
@@ -182,48 +192,19 @@ export class View {
     by("figures-switch").onchange = () => this.#toggleFigures();
     by("compose").onsubmit = (event) => this.#write(event);
     by("compose-text").oninput = ({ target }) => (by("compose-send").disabled = !target.value.trim());
-    this.#handleKeys();
-    this.#handlePush();
-  }
-
-  #handleKeys() {
-    const signal = this.#stops.signal;
     const keys = {
       d: () => this.#toggleFigures(),
       m: () => this.#talking.mode === "open" && this.#mute(),
       Escape: () => this.#interrupt(),
     };
-    document.addEventListener("keydown", (event) => {
-      if (busyElsewhere(event)) return;
-      if (event.key === " " && this.#talking.mode === "push") {
-        event.preventDefault();
-        if (!event.repeat) this.#press();
-      } else if (!event.repeat) {
-        keys[event.key]?.();
-      }
-    }, { signal });
-    document.addEventListener("keyup", (event) => {
-      if (event.key !== " " || !this.#talking.held) return;
-      event.preventDefault();
-      this.#talking.release();
-    }, { signal });
-    window.addEventListener("blur", () => this.#talking.release(), { signal });
-  }
-
-  #handlePush() {
-    const push = by("push");
-    push.onpointerdown = (event) => {
-      push.setPointerCapture(event.pointerId);
-      this.#press();
+    onKeys(keys, this.#stops.signal);
+    const talk = {
+      on: () => this.#talking.mode === "push",
+      held: () => this.#talking.held,
+      press: () => this.#press(),
+      release: () => this.#talking.release(),
     };
-    push.onpointerup = push.onpointercancel = () => this.#talking.release();
-    push.oncontextmenu = (event) => event.preventDefault(); // a long touch is no menu here
-    // Enter, and screen readers, only ever press: once to begin, once more to end.
-    push.onclick = ({ detail }) => {
-      if (detail) return;
-      if (this.#talking.held) this.#talking.release();
-      else this.#press();
-    };
+    onHold(by("push"), talk, this.#stops.signal);
   }
 
   #press() {
@@ -241,6 +222,18 @@ export class View {
   #mute() {
     if (!this.#microphone.track) return this.#askMicrophone();
     this.#talking.muted = !this.#talking.muted;
+  }
+
+  /** Who cannot talk can type. */
+  #missMicrophone() {
+    this.#applyChoices({ captions: true });
+    this.#toast("There is no microphone: you can type.");
+  }
+
+  /** Phones stay lit. */
+  async #stayAwake() {
+    this.#awake = await navigator.wakeLock?.request("screen").catch(() => undefined);
+    if (this.#stops.signal.aborted) this.#awake?.release();
   }
 
   /** There was no microphone when the call began, or it is gone. */
@@ -371,14 +364,6 @@ const STATES = { speaking: "Speaking", hearing: "Hears you", thinking: "Thinking
 function press(id, pressed, icon) {
   by(id).setAttribute("aria-pressed", String(pressed));
   by(id).querySelector("use").setAttribute("href", icon);
-}
-
-/** Whether a key belongs to something else than the call. */
-function busyElsewhere(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return true;
-  const at = document.activeElement;
-  if (at.matches("input, textarea, select")) return true;
-  return event.key === " " && at.matches("button:not(#push), a");
 }
 
 function announce(text) {
