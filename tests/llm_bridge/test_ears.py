@@ -95,3 +95,8 @@ def test_with_push_to_talk_only_the_button_ends_an_utterance() -> None:
     assert sound[: 3 * RATE] in done.sound
     assert one.release().voiced == 0
     assert one.release().sound == b""
+
+
+def test_with_push_to_talk_nobody_is_asked_to_recognise_silence() -> None:
+    one = ears(push_to_talk=True)
+    assert list(one.push(silence(90.0))) == []
