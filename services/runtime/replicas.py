@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from services.runtime.attachments import Terms
+from services.runtime.scaling import Headroom
 from services.runtime.settings import Nested
 
 _UNARY = 4  # calls besides the attachments: they are short
@@ -22,8 +23,14 @@ class Replicas(Nested):
 
     least: Annotated[int, Field(ge=1)] = 1  # the floor: sessions start faster than replicas
     most: Annotated[int, Field(ge=1)] = 1
-    # Attached sessions over slots at which one more replica is wanted.
-    busy: Annotated[float, Field(gt=0, le=1)] = 0.8
+    # Room for those who call next, kept by `services.runtime.scaling`.
+    busy: Annotated[float, Field(gt=0, le=1)] = 0.8  # of all slots, what may be taken
+    spare: Annotated[int, Field(ge=0)] = 2  # slots that are free besides, however few are taken
+    ahead_seconds: Annotated[float, Field(ge=0)] = (
+        120.0  # that growth is followed: a start takes it
+    )
+    quiet_seconds: Annotated[float, Field(ge=0)] = 600.0  # unneeded, until one is taken away
+    step_seconds: Annotated[float, Field(ge=0)] = 30.0  # until the next one is
     cpus: Annotated[float, Field(ge=0)] = 1.0  # of each process, as Ray counts them
     gpus: Annotated[float, Field(ge=0)] = 0.0  # of each process
 
@@ -32,6 +39,12 @@ class Replicas(Nested):
         if self.least > self.most:
             raise ValueError("least must not be more than most")
         return self
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What the policy is told, besides the slots of a replica."""
+        names = ("busy", "spare", "ahead_seconds", "quiet_seconds", "step_seconds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def process(self) -> dict[str, float]:
@@ -56,13 +69,17 @@ def deployment(replicas: Replicas, terms: Terms, *, slots: int) -> dict[str, Any
             "min_replicas": replicas.least,
             "initial_replicas": replicas.least,
             "max_replicas": replicas.most,
-            # One stream is one ongoing request: Serve's 2 would scale on the second session.
-            "target_ongoing_requests": max(1.0, replicas.busy * slots),
-            # A model takes a minute to load, so more replicas are asked for soon (Serve waits
-            # 30 s, over means of 30 s); fewer only when the quiet lasts. Counts reach Serve every
-            # 10 s unless RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S says otherwise.
-            "upscale_delay_s": 2.0,
-            "downscale_delay_s": 600.0,
+            # One stream is one ongoing request: what is counted are sessions.
+            "policy": {
+                "policy_function": f"{Headroom.__module__}:{Headroom.__name__}",
+                "policy_kwargs": {"slots": slots, **replicas.policy},
+            },
+            # Serve's delays come after the policy, which has its own.
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+            # A model takes a minute to load: Serve's means over 30 s would ask late. Counts reach
+            # it every 10 s unless RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S says
+            # otherwise.
             "look_back_period_s": 12.0,
         },
         # A replica that stops is sent nothing new and waits for its streams, which it cannot tell

@@ -11,5 +11,7 @@ from tests.e2e.fleet import RunningFleet, fleet
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    with fleet(tmp_path_factory.mktemp("fleet")) as one:
+    # Sessions move every few seconds: calls that last seconds see moves as long ones do.
+    ageing = {"terms": {"max_age_seconds": 4.0, "headroom": 2}}
+    with fleet(tmp_path_factory.mktemp("fleet"), SCORE=ageing, VAE=ageing) as one:
         yield one

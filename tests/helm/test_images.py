@@ -23,6 +23,11 @@ from tests.helm.chart import file
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "images").glob("*.Dockerfile"))
 COMPOSE = ROOT / "images" / "compose.yaml"
+# Of a service, as the Compose specification has them; ours need no others.
+KEYS = {
+    *("build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image"),
+    *("ports", "read_only", "restart", "secrets", "security_opt", "tmpfs", "user", "volumes"),
+}
 each_image = pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.stem)
 
 
@@ -116,7 +121,35 @@ def test_compose_hardens_every_container() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
-@pytest.mark.parametrize("service", ["gateway", "score", "vae"])
+def test_compose_names_only_what_it_has() -> None:
+    """Services, volumes, secrets, images' files and ports that others call."""
+    found = compose()
+    services_, ports = found["services"], {"score": 50051, "vae": 50052, "bridge": 50053}
+    for name, service in services_.items():
+        assert set(service) <= KEYS, name
+        assert set(service.get("depends_on", {})) <= set(services_), name
+        assert set(service.get("secrets", [])) <= set(found["secrets"]), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in found["volumes"] or (COMPOSE.parent / source).exists(), volume
+        if build := service.get("build"):
+            assert (COMPOSE.parent / build["context"] / build["dockerfile"]).exists(), name
+    called = services_["gateway"]["environment"]
+    for name, port in ports.items():
+        assert called[f"TM_GATEWAY_{name.upper()}__ADDRESS"] == f"{name}:{port}"
+        assert services()[name].model_fields["listen"].default.port == port
+
+
+def test_compose_gives_the_gpu_to_engines() -> None:
+    gpu = yaml.safe_load((COMPOSE.parent / "compose.gpu.yaml").read_text())["services"]
+    assert set(gpu) == {"score", "vae"}
+    for service in gpu.values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+        assert device["count"] >= 1
+
+
+@pytest.mark.parametrize("service", ["gateway", "score", "vae", "bridge"])
 def test_compose_gives_valid_settings(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +158,6 @@ def test_compose_gives_valid_settings(
     for name in [name for name in os.environ if name.startswith("TM_")]:
         monkeypatch.delenv(name)
     for name, value in compose()["services"][service]["environment"].items():
-        plain = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value)
+        plain = re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value)
         monkeypatch.setenv(name, str(token) if value.startswith("/run/secrets") else plain)
     read(services()[service])
