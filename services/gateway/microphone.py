@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from talkingmachines.media import Pcm
 
-_STALLED_SECONDS = 0.3  # without a packet
+_STALLED_SECONDS = 1.0  # without a packet: longer than a busy machine keeps them waiting
 _LONGEST_GAP = 1.0  # seconds that are filled; a longer one is a new beginning
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
+from aioice import Connection
+from aioice.stun import TransactionError
 from aiortc import (
     RTCBundlePolicy,
     RTCConfiguration,
@@ -49,6 +52,8 @@ _CLOSE_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0  # for last messages
 _MOST_BUFFERED = 1 << 20  # bytes of messages that a client does not read
 _MOST_CANDIDATES = 30
+_CONSENT_SECONDS, _CONSENT_EVERY = 30.0, 5.0
+_CONSENT_AGAIN = 3  # times that a question is repeated: its answer may take 7.5 s
 _SECTION = re.compile(r"^m=(\w+) ", re.MULTILINE)
 _CANDIDATE = re.compile(r"^a=candidate:(.*)$", re.MULTILINE)
 _MID = re.compile(r"^a=mid:(\S+)", re.MULTILINE)
@@ -165,6 +170,8 @@ class Peer:
         try:
             described = RTCSessionDescription(_without_names(offer), "offer")
             await self._connection.setRemoteDescription(described)
+            for transceiver in self._connection.getTransceivers():
+                _be_patient(transceiver.receiver.transport.transport.iceGatherer._connection)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except _MALFORMED as error:
             raise BadInput("sdp", got=_shown(error), expected=self._expected) from None
@@ -311,6 +318,32 @@ class Peer:
             case RtcpPsfbPacket(fmt=kind) if kind == RTCP_PSFB_APP:
                 with suppress(ValueError):
                     self.on_bitrate(unpack_remb_fci(packet.fci)[0])
+
+
+def _be_patient(connection: Connection) -> None:
+    """Let consent last as RFC 7675 has it: 30 s from the last answer, however long answers take.
+
+    aioice gives each answer half a second, so a client farther away is cut off after half a minute.
+    """
+
+    async def keep_consent() -> None:
+        clock = asyncio.get_running_loop().time
+        given = clock()
+        while clock() - given < _CONSENT_SECONDS:
+            await asyncio.sleep(_CONSENT_EVERY * random.uniform(0.8, 1.2))
+            assert connection.remote_password is not None, "known once connected"
+            key = connection.remote_password.encode()
+            for pair in connection._nominated.values():
+                request = connection.build_request(pair, nominate=False)
+                with suppress(TransactionError):
+                    await pair.protocol.request(
+                        request, pair.remote_addr, key, retransmissions=_CONSENT_AGAIN
+                    )
+                    given = clock()
+        connection._query_consent_task = None  # which closing would wait for
+        await connection.close()
+
+    connection.query_consent = keep_consent  # type: ignore[method-assign]
 
 
 def _overhear(sender: RTCRtpSender, heard: Callable[[object], None]) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tests.gateway.film import number_of
 
+PATIENCE = 40.0  # seconds; a call takes one or two where nothing else runs
 MICROPHONE_RATE = 48_000
 _PIECE = MICROPHONE_RATE // 50
 
@@ -154,7 +155,7 @@ class Browser:
         assert self.channel is not None
         self.channel.send(json.dumps({"type": kind, **fields}))
 
-    async def hears(self, true: Callable[[Browser], Any], seconds: float = 10) -> None:
+    async def hears(self, true: Callable[[Browser], Any], seconds: float = PATIENCE) -> None:
         async with asyncio.timeout(seconds):
             while not true(self):  # noqa: ASYNC110  nobody tells when all of it is true
                 await asyncio.sleep(0.01)

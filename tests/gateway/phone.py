@@ -72,7 +72,8 @@ async def calling(
         metrics = BridgeMetrics(CollectorRegistry())
         model = Model(metrics, Recogniser(seconds=0.05), Echo(), voice=Tone())
         drain = Drain(2.0)
-        patience = Patience(end_silence=0.3, silence_timeout=0)
+        # Longer than a busy machine loses of the microphone at a time.
+        patience = Patience(end_silence=0.8, silence_timeout=0)
         servicer = LlmBridgeServicer(
             model, patience, drain, metrics, token=FleetToken(None), most=20
         )

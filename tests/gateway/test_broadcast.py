@@ -208,14 +208,14 @@ def test_a_microphone_has_no_gaps() -> None:
     heard = [
         *microphone.heard(sound_of(960, 0), 0.0),
         *microphone.heard(sound_of(960, 2880), 0.06),  # two packets were lost
-        *microphone.stalled(0.1),  # not for long enough
-        *microphone.stalled(0.56),  # half a second without any
-        *microphone.heard(sound_of(960, 3840 + 24_000), 0.6),  # and it goes on there
+        *microphone.stalled(0.9),  # not for long enough
+        *microphone.stalled(1.26),  # 1.2 s without any
+        *microphone.heard(sound_of(960, 3840 + 57_600), 1.3),  # and it goes on there
     ]
-    assert [len(pcm) for pcm in heard] == [960, 1920, 960, 24_000, 960]
+    assert [len(pcm) for pcm in heard] == [960, 1920, 960, 57_600, 960]
     assert [int(pcm.array().max()) for pcm in heard] == [1000, 0, 1000, 0, 1000]
     microphone.on = False
-    assert not microphone.heard(sound_of(960, 3840 + 24_960), 0.62)[0].array().any()
+    assert not microphone.heard(sound_of(960, 3840 + 58_560), 1.32)[0].array().any()
 
 
 def test_the_rate_follows_the_network_in_few_steps() -> None:
