@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 
 .DEFAULT_GOAL := test
-.PHONY: test check demo protos chart scan released constraints model clean
+.PHONY: test check demo call protos chart scan released constraints model clean
 
 test: check .venv/helm/4/helm ## everything that must hold
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
@@ -23,6 +23,9 @@ check: .venv/ready ## format, lint, types, layering, contracts
 	$(BIN)/python -m helm.dashboards --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
+
+call: .venv/call ## the whole fleet on this machine, and a page in the browser to talk with a character
+	$(BIN)/talkingmachines call
 
 protos: .venv/ready ## regenerate the stubs after a change in protos/
 	$(BIN)/python protos/generate.py
@@ -67,11 +70,14 @@ endef
 .venv/helm/4/helm: helm/tools.py .venv/ready
 	$(BIN)/python -m helm.tools
 
-# What running a fleet takes; the environment of development has all of it.
+# What running a fleet takes, and what hearing and speaking takes besides; the environment of
+# development has all of it.
 ifeq ($(wildcard .venv/ready),)
 .venv/local: pyproject.toml constraints.txt
 	$(call install,local$(comma)cli)
+.venv/call: pyproject.toml constraints.txt
+	$(call install,local$(comma)cli$(comma)bridge)
 else
-.venv/local: .venv/ready
+.venv/local .venv/call: .venv/ready
 	@touch $@
 endif
