@@ -45,7 +45,13 @@ fed="$fed --reader $data/reader.safetensors"
 $python -m training.student flow --out "$data/student" --minutes "$whole" \
     --call-minutes "$(minutes 10)" --reader-weight 8 $fed --shelf-clips 320
 $python -m training.student flow --out "$data/student" --minutes "$whole" \
-    --reader-weight 20 $fed --shelf-clips 400
+    --call-minutes "$(minutes 10.4)" --reader-weight 20 $fed --shelf-clips 400
+# Heads that keep still, and a softer pull: what is foreseeable, drawn cleaner.
+$python -m training.draw --speech "$speech" --shelf "$data/clips-still" --clips 319 \
+    --still 1 --human 0 --compiled
+fed="$fed --shelf $data/clips-still --still 1"
+$python -m training.student flow --out "$data/student" --minutes "$whole" \
+    --reader-weight 6 $fed --shelf-clips 319
 
 mkdir -p models/tiny
 rm -rf models/tiny/score models/tiny/vae
