@@ -121,7 +121,7 @@ class Conversation:
         self._dialogue.hear(pcm)
 
     def _played(self, playback: avatar_pb2.PlaybackPosition) -> None:
-        for answer in list(self._answers.values()):
+        for answer in list(self._answers.values()):  # what is reported may end one
             if playback.turn == answer.turn:
                 answer.note_heard(playback.turn_samples)
                 self._do(self._turns.reported(self._clock()))

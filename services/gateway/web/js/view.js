@@ -305,7 +305,7 @@ export class View {
     if (voice === "thinking") this.#thinking = setTimeout(() => this.#say("listening"), THOUGHT);
     this.#voice = voice;
     by("picture").dataset.voice = voice;
-    by("interrupt").disabled = voice !== "speaking";
+    by("interrupt").setAttribute("aria-disabled", String(voice !== "speaking")); // it keeps the focus
     by("call-state").textContent = STATES[voice];
   }
 
