@@ -7,8 +7,8 @@ comma := ,
 .PHONY: test check demo call protos chart scan released constraints model clean
 
 test: check .venv/helm/4/helm ## everything that must hold
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/e2e
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/web
+	$(BIN)/pytest tests/e2e tests/web
 
 demo: .venv/local ## the whole fleet on this machine: a film, a sheet of pictures, the figures
 	$(BIN)/talkingmachines demo --out demo.mp4 --sheet demo.png
