@@ -6,9 +6,12 @@ comma := ,
 .DEFAULT_GOAL := test
 .PHONY: test check demo call protos chart scan released constraints model clean
 
+# What lives in real time, or starts many processes: both cores at once.
+ALONE := $(addprefix tests/,cli client e2e gateway local web score/test_app.py vae/test_app.py)
+
 test: check .venv/helm/4/helm ## everything that must hold
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/web
-	$(BIN)/pytest tests/e2e tests/web
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(addprefix --ignore ,$(ALONE))
+	$(BIN)/pytest $(ALONE)
 
 demo: .venv/local ## the whole fleet on this machine: a film, a sheet of pictures, the figures
 	$(BIN)/talkingmachines demo --out demo.mp4 --sheet demo.png

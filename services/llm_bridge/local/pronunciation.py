@@ -100,7 +100,9 @@ class Pronunciation:
 
     def _spelled(self, word: str) -> str:
         if word.isupper() and len(word) <= 5:  # an abbreviation: letter by letter
-            return " ".join(self._known(letter) for letter in word)
+            return " ".join(
+                self._known(letter) or _LETTERS.get(letter.lower(), "") for letter in word
+            )
         word = word.lower().replace("'", "")
         if len(word) > 3 and word[-1] == "e":
             word = word[:-1]

@@ -103,13 +103,13 @@ def open_checkpoint(
     """
     base = _open_base(path)
     weights, chosen = base.weights, base.config
-    if audio is not None:
+    recipe = recipe or _usual(base.layout, loras)
+    chosen = chosen if recipe is None else prepared(str(path), chosen, recipe)
+    if audio is not None:  # which knows its own rates
         heard = audio_weights(str(audio), read_file(audio))
         if heard is None:
             raise BadCheckpoint(str(audio), why="no audio weights of a known layout")
         weights, chosen = {**weights, **heard.weights}, heard.given_to(chosen)
-    recipe = recipe or _usual(base.layout, loras)
-    chosen = chosen if recipe is None else prepared(str(path), chosen, recipe)
     chosen = chosen if size is None else sized(str(path), chosen, *size)
     chosen = config if config is not None else chosen
     source = f"{path} with {audio}" if audio is not None else str(path)
