@@ -63,8 +63,9 @@ def restless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]
     limits = {"SESSION__IDLE_SECONDS": "20", "SESSION__MESSAGES_PER_SECOND": "600"}
     room = {"ROOM__SECONDS": "2", "RESUME_SECONDS": f"{PATIENCE:g}"}
     gateway = patience | limits | room
-    engines = {"SCORE": _ENGINE, "VAE": _ENGINE}
-    with fleet(folder, gateway=gateway, SESSIONS="8", CONVERSE="false", **engines) as one:
+    engines: dict[str, Any] = {"SCORE": _ENGINE, "VAE": _ENGINE}
+    engines |= {"SESSIONS": "8", "CONVERSE": "false"}
+    with fleet(folder, gateway=gateway, **engines) as one:
         yield one
 
 
