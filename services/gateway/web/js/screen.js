@@ -4,7 +4,7 @@
 const by = (id) => document.getElementById(id);
 
 // What was on its way when the character was interrupted plays out within this time.
-const HUSH = 250; // ms
+const HUSH = 400; // ms
 const LONGEST_HUSH = 1_500; // ms, when the server does not say that it stopped
 
 /** Fires "frame" for the first frame of each connection. */
