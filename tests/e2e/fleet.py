@@ -73,19 +73,24 @@ def descendants(root: int) -> dict[int, str]:
 
 @contextmanager
 def fleet(
-    folder: Path, *, gateway: Mapping[str, str] | None = None, **variables: Any
+    folder: Path,
+    *,
+    gateway: Mapping[str, str] | None = None,
+    bridge: Mapping[str, str] | None = None,
+    **variables: Any,
 ) -> Iterator[RunningFleet]:
     """A fleet of its own, ended as Ctrl-C does; nothing may be left of it.
 
     Args:
         folder: empty; gets the model and the data.
         gateway: settings of the gateway by the names of `TM_GATEWAY_*`.
+        bridge: settings of the bridge by the names of `TM_BRIDGE_*`.
         variables: further settings by the names of `TM_LOCAL_*`; JSON where they are no text.
     """
     model = write_model(folder / "model")
     data = folder / "data"
     given = {"MODEL": str(model), "DATA": str(data), "PORT": "0"} | variables
-    process = start(given, gateway=gateway or {})
+    process = start(given, gateway=gateway or {}, bridge=bridge or {})
     seen: dict[int, str] = {}
     try:
         yield RunningFleet(_ready(process, data), data, process)
@@ -102,9 +107,13 @@ def fleet(
 
 
 def start(
-    variables: Mapping[str, Any], *, gateway: Mapping[str, str] = MappingProxyType({})
+    variables: Mapping[str, Any],
+    *,
+    gateway: Mapping[str, str] = MappingProxyType({}),
+    bridge: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     told = {f"TM_GATEWAY_{name}": value for name, value in gateway.items()}
+    told |= {f"TM_BRIDGE_{name}": value for name, value in bridge.items()}
     told |= {
         f"TM_LOCAL_{name}": value if isinstance(value, str) else json.dumps(value)
         for name, value in {"READY_SECONDS": READY_SECONDS, **variables}.items()
