@@ -3,9 +3,7 @@
 
 const by = (id) => document.getElementById(id);
 
-// What was on its way when the character was interrupted plays out within this time.
-const HUSH = 250; // ms
-const LONGEST_HUSH = 1_500; // ms, when the server does not say that it stopped
+const LONGEST_HUSH = 1_500; // ms, when the server does not say that it stopped: it may not have to
 
 /** Fires "frame" for the first frame of each connection. */
 export class Screen extends EventTarget {
@@ -13,7 +11,8 @@ export class Screen extends EventTarget {
   #still = by("still");
   #volume = 1;
   #quiet = false;
-  #hushed;
+  #hushed = false;
+  #hushing;
 
   /** @param {string | undefined} portrait an address */
   constructor(portrait, name) {
@@ -40,6 +39,7 @@ export class Screen extends EventTarget {
   show(stream) {
     this.#hold();
     this.#video.srcObject = stream;
+    this.#hushed = false;
     this.#play();
     this.#whenFrame(() => {
       this.#still.hidden = true;
@@ -51,7 +51,7 @@ export class Screen extends EventTarget {
   close() {
     this.#video.srcObject = null;
     this.#still.hidden = true;
-    clearTimeout(this.#hushed);
+    clearTimeout(this.#hushing);
   }
 
   get quiet() {
@@ -75,25 +75,28 @@ export class Screen extends EventTarget {
 
   /** Silent at once, until the server says that it stopped. */
   hush() {
-    this.#silence(LONGEST_HUSH);
+    this.#hushed = true;
+    clearTimeout(this.#hushing);
+    this.#hushing = setTimeout(() => this.speaks(), LONGEST_HUSH);
+    this.#apply();
   }
 
-  /** The server stopped: what is still on its way must not be heard. */
+  /** The server stopped. What is still on its way, or made up for what is missing, is not heard. */
   stopped() {
-    this.#silence(HUSH);
+    this.#hushed = true;
+    clearTimeout(this.#hushing);
+    this.#apply();
   }
 
-  #silence(time) {
-    clearTimeout(this.#hushed);
-    this.#hushed = setTimeout(() => {
-      this.#hushed = undefined;
-      this.#apply();
-    }, time);
+  /** The character begins to speak. */
+  speaks() {
+    this.#hushed = false;
+    clearTimeout(this.#hushing);
     this.#apply();
   }
 
   #apply() {
-    this.#video.muted = this.#quiet || Boolean(this.#hushed);
+    this.#video.muted = this.#quiet || this.#hushed;
     this.#video.volume = this.#volume;
   }
 

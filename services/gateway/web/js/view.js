@@ -128,6 +128,7 @@ export class View {
       case "ready":
         return this.#begin(message);
       case "turn_started":
+        this.#screen.speaks();
         return this.#after(message.delay, () => this.#say("speaking"));
       case "turn_ended":
         return this.#after(message.delay, () => this.#say("listening"));
