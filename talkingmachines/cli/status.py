@@ -155,6 +155,7 @@ def standing(now: Mapping[str, Samples], before: Mapping[str, Samples]) -> Stand
             _replica(where, page, before.get(where, {}))
             for where, page in now.items()
             if where not in gateways
+            and any(_named(page, "tm_engine_slots"))  # nor is the bridge one
         ],
     )
 
