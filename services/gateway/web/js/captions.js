@@ -34,11 +34,6 @@ export class Captions {
     this.#waiting.add(piece);
   }
 
-  /** What the user typed, which the server does not say again. */
-  write(text, seconds) {
-    this.#show({ party: "user", utterance: Symbol("typed"), text, final: true, start: seconds });
-  }
-
   /** The character was cut off: of this turn and those before, nothing is still to come. */
   cut(turn) {
     for (const piece of this.#waiting) {

@@ -29,8 +29,6 @@ export class View {
   #talking;
   #measurements;
   #pressedAt = performance.now();
-  #mediaTime = 0; // seconds, when the connection was ready
-  #readyAt = performance.now();
   #later = new Set(); // what waits for the voice that it belongs to
   #stops = new AbortController(); // everything that listens for this call alone
   #ticking;
@@ -146,8 +144,6 @@ export class View {
   }
 
   #begin(ready) {
-    this.#mediaTime = ready.time;
-    this.#readyAt = performance.now();
     this.#screen.shape = ready;
     this.#measurements.restart();
     this.#measurements.start(ready.fps);
@@ -285,7 +281,6 @@ export class View {
     if (!text) return;
     if (this.#voice === "speaking") this.#screen.hush();
     this.#call.send({ type: "text", text });
-    this.#captions.write(text, this.#mediaTime + (performance.now() - this.#readyAt) / 1000);
     by("compose").reset();
     by("compose-send").disabled = true;
   }
