@@ -48,6 +48,7 @@ _log = structlog.stdlib.get_logger(__name__)
 _KEY_FRAME_SECONDS = 1.0  # between those that are asked for, whoever asks
 _TICK_SECONDS = 0.1
 _TICKS_A_REPORT = 10
+_LEAVE_SECONDS = 2.0  # for a session to be handed to its client's next connection
 _HANG_UP_SECONDS = 10.0  # for the session to end by itself
 _MOST_REQUESTS = 200  # that a session has not taken: seconds of voice
 
@@ -98,6 +99,7 @@ class BrowserCall:
         self._sent_bits = 0.0  # a second, of late
         self._bytes_before = 0
         self._hung_up = False
+        self._over = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         peer.on_message = self._told
         peer.on_sound = lambda frame: self._heard(frame, peer)
@@ -119,6 +121,7 @@ class BrowserCall:
                 with self._desk.drain.running():
                     ended = await self._hold()
         finally:
+            self._over.set()
             self._desk.metrics.webrtc_ends.labels(ended).inc()
             if self._asking_key is not None:
                 self._asking_key.cancel()
@@ -141,11 +144,15 @@ class BrowserCall:
             self.peer.gone.set()
 
     def resumed_by(self, token: bytes) -> bool:
-        """Whether `token` is this call's: then its client is back, and this connection is not."""
-        if not self._token or not compare_digest(token, self._token):
-            return False
+        """Whether `token` is this call's: its client is back, on another connection."""
+        return bool(self._token) and compare_digest(token, self._token)
+
+    async def leave(self) -> None:
+        """Give the session up to its client's next connection; it goes on where this one was."""
         self.peer.gone.set()
-        return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._over.wait()
 
     async def _connected(self) -> bool:
         began = self._clock()

@@ -213,6 +213,8 @@ class _Call:
                 except BaseException as error:
                     if final(domain_error(error)):
                         await self._calls.leases.end(grant)
+                    else:
+                        await lease.leave()
                     raise
                 await self._calls.leases.end(grant)
 

@@ -225,10 +225,10 @@ class HttpApi:
             want = wanted(opening, converses=self.desk.calls.conversation is not None)
             if not want.resume_token:
                 await self.avatars.get(caller.tenant, want.avatar_id)
+            await self._take_over(want.resume_token)
         except BaseException:
             await peer.close()
             raise
-        self._take_over(want.resume_token)
         call = BrowserCall(self.desk, caller, opening, peer)
         self._calls[call.id] = call
         self._begin(call.run(), lambda: self._calls.pop(call.id))
@@ -243,11 +243,11 @@ class HttpApi:
         self._call(request, caller).hang_up()
         return web.Response(status=204)
 
-    def _take_over(self, token: bytes) -> None:
+    async def _take_over(self, token: bytes) -> None:
         """A client that is back need not wait until its lost connection is noticed."""
-        if token:
-            for call in self._calls.values():
-                call.resumed_by(token)
+        for call in list(self._calls.values()):
+            if call.resumed_by(token):
+                await call.leave()
 
     def _call(self, request: web.Request, caller: Caller) -> BrowserCall:
         name = request.match_info["call"]

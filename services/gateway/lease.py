@@ -29,6 +29,7 @@ from talkingmachines.v1 import storage_pb2
 _log = structlog.stdlib.get_logger(__name__)
 
 _RETRY_SECONDS = 1.0
+_LEAVE_SECONDS = 1.0
 
 # KEYS: session, log. ARGV: owner, epoch, token digest, tenant, record, time to live.
 _OPEN = Script("""
@@ -270,6 +271,15 @@ class Lease:
                 await self._try()
         finally:
             self._leases.held(-1)
+
+    async def leave(self) -> None:
+        """Write how far the client was sent, where a connection that comes after may go on."""
+        drawn = [entry.chunk.chunk for entry in self._log.entries if entry.latents is not None]
+        if drawn:
+            self.wrote(drawn[-1])
+        with suppress(Unavailable, Fenced, TimeoutError):  # then what was written last holds
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._write()
 
     async def _try(self) -> None:
         try:

@@ -212,6 +212,25 @@ async def test_a_call_goes_on_at_another_gateway(
             assert isinstance(first.error, Unavailable)
 
 
+async def test_a_client_that_does_not_say_what_it_played_is_sent_nothing_twice(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    async with fleet(redis, tmp_path) as on:
+        one = await on.gateway()
+        first = Talk().start(one.stub, avatar_id=await one.avatar(), mode=DRIVE)
+        ready = await first.ready()
+        await first.until(lambda talk: talk.frames and talk.frames[-1].frame >= 20)
+        first.vanish()
+        await eventually(lambda: one.metric("tm_session_seconds_count") == 1)
+        second = Talk().start(one.stub, resume_token=ready.resume_token)
+        again = await second.ready()
+        assert again.next_frame > first.frames[-1].frame
+        await second.until(lambda talk: talk.frames)
+        assert second.frames[0].frame == again.next_frame
+        second.hang_up()
+        await second.over()
+
+
 async def test_resampled_speech_goes_on_where_it_was(redis: ValkeyServer, tmp_path: Path) -> None:
     async with fleet(redis, tmp_path) as on:
         undisturbed, _, second = await resumed(on, gone=vanish, rate=24_000)
