@@ -201,10 +201,8 @@ class Attachment(Generic[I, A]):
                 raise fault
 
     def _hear(self, link: Link[Any, Any], reply: Any) -> Iterator[A]:
-        try:
-            answer = self._wire.read(reply)
-        except BadInput as error:
-            self._lost(link, EngineFailure(f"a malformed answer: {error}"), HandOverReason.FAILURE)
+        answer = self._read(link, reply)
+        if answer is None:
             return
         if isinstance(answer, media_pb2.HandOver):
             self._leave_soon(answer)
@@ -227,13 +225,17 @@ class Attachment(Generic[I, A]):
 
     def _hear_early(self, link: Link[Any, Any], reply: Any) -> None:
         """A replica that was attached to beforehand has no work yet; it can only ask us to go."""
-        try:
-            answer = self._wire.read(reply)
-        except BadInput as error:
-            self._lost(link, EngineFailure(f"a malformed answer: {error}"), HandOverReason.FAILURE)
-            return
+        answer = self._read(link, reply)
         if isinstance(answer, media_pb2.HandOver):
             self._successor_leaves = answer
+
+    def _read(self, link: Link[Any, Any], reply: Any) -> A | media_pb2.HandOver | None:
+        """What a replica says; None, and the replica is lost, when it is malformed."""
+        try:
+            return self._wire.read(reply)
+        except BadInput as error:
+            self._lost(link, EngineFailure(f"a malformed answer: {error}"), HandOverReason.FAILURE)
+            return None
 
     def _time(self, chunk: int) -> None:
         """Count how long a chunk took."""

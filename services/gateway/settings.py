@@ -25,11 +25,10 @@ from services.gateway.outbox import Room
 from services.gateway.pacer import Lead
 from services.runtime.settings import (
     Listen,
+    ListeningPort,
     Nested,
     Peer,
     PeerTls,
-    Port,
-    ServerTls,
     ServiceSettings,
     is_loopback,
 )
@@ -97,13 +96,9 @@ class TurnServers(Nested):
         return Turn(self.urls, self.secret.get_secret_value(), self.seconds)
 
 
-class Web(Nested):
+class Web(ListeningPort):
     """Calls from browsers: HTTP, WebRTC and the page."""
 
-    host: str = "127.0.0.1"
-    port: Port = 0
-    tls: ServerTls | None = None
-    plaintext_beyond_loopback: bool = False  # set where an ingress or a mesh ends TLS
     stun_urls: tuple[str, ...] = ()  # stun:host:3478
     turn: TurnServers | None = None
     public_address: IPvAnyAddress | None = None  # where this machine's ports are reached from
@@ -111,15 +106,6 @@ class Web(Nested):
     rates: Rates = Rates()
     viewers: Annotated[int, Field(ge=0)] = 20  # of one call, besides its caller
     connect_seconds: PositiveFloat = 20.0  # for a client to connect after our answer
-
-    @model_validator(mode="after")
-    def _nothing_in_the_clear(self) -> Self:
-        if self.tls is None and not self.plaintext_beyond_loopback and not is_loopback(self.host):
-            raise ValueError(
-                f"refusing to listen on {self.host} without TLS: give tls, "
-                "or set plaintext_beyond_loopback where something else protects the connection"
-            )
-        return self
 
     @property
     def ice(self) -> Ice:

@@ -81,19 +81,14 @@ class PeerTls(Nested):
         return self
 
 
-class Listen(Nested):
-    """A listening gRPC port."""
+class ListeningPort(Nested):
+    """A port that others connect to; beyond this machine only with TLS, unless told otherwise."""
 
     host: str = "127.0.0.1"
-    port: Port = 0  # 0: any free one, told by `Server.port` and in the log
+    port: Port = 0  # 0: any free one, told by the server and in the log
     tls: ServerTls | None = None
-    plaintext_beyond_loopback: bool = False  # set where a mesh or a network policy closes the gap
-    reflection: bool = False
-    limits: Limits = Limits()
-    unary_deadline_seconds: PositiveFloat = 30.0  # for unary calls that came without a deadline
-    drain_seconds: NonNegativeFloat = 60.0  # what streams get to finish after SIGTERM
-    # How long NOT_SERVING can be seen before the port closes: load balancers must look in between.
-    notice_seconds: NonNegativeFloat = 2.0
+    # Set where an ingress, a mesh or a network policy closes the gap.
+    plaintext_beyond_loopback: bool = False
 
     @model_validator(mode="after")
     def _nothing_in_the_clear(self) -> Self:
@@ -103,6 +98,17 @@ class Listen(Nested):
                 "or set plaintext_beyond_loopback where something else protects the connection"
             )
         return self
+
+
+class Listen(ListeningPort):
+    """A listening gRPC port."""
+
+    reflection: bool = False
+    limits: Limits = Limits()
+    unary_deadline_seconds: PositiveFloat = 30.0  # for unary calls that came without a deadline
+    drain_seconds: NonNegativeFloat = 60.0  # what streams get to finish after SIGTERM
+    # How long NOT_SERVING can be seen before the port closes: load balancers must look in between.
+    notice_seconds: NonNegativeFloat = 2.0
 
 
 class Peer(Nested):
