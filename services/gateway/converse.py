@@ -95,6 +95,8 @@ class Converse:
         self._user_rate = 0
         self._user_sample = 0  # next of the user's voice
         self._user_before = 0  # of these, before this bridge
+        self._user_speaks = False
+        self._owed_words = False  # the last answer as it was really heard, which the bridge tells
         self._asked_at: float | None = None  # when the user stopped speaking
         self._leave_at: float | None = None  # the bridge wants to be left by then
         self._told_down = False
@@ -261,6 +263,7 @@ class Converse:
         """Let what was said be played; returns whether to wait before the next attempt."""
         moving = self._leave_at is not None and self._unsent is not None
         self._unsent, self._leave_at = None, None
+        self._user_speaks = self._owed_words = False
         if self._answer is not None:
             self._answer.complete = self._answer.orphan = True
         if moving:
@@ -287,6 +290,7 @@ class Converse:
             case "turn_started":
                 ours = self._session.newest_turn + 1
                 self._newest = (response.turn_started.turn, ours)
+                self._owed_words = True
                 self._answer = _Answer(*self._newest)
                 self._words.clear()
             case "turn_ended":
@@ -346,6 +350,7 @@ class Converse:
         words.turn = self._ours(words.turn)
         self._history.number(words)
         if words.final:
+            self._owed_words = self._owed_words and not character
             self._history.said(words)
             self._remember()
         if character and not words.final:
@@ -358,6 +363,7 @@ class Converse:
 
     def _user_speech(self, speech: avatar_pb2.UserSpeech) -> None:
         speech.sample += self._user_before
+        self._user_speaks = speech.speaking
         if speech.speaking:
             self._asked_at = None
         else:
@@ -375,7 +381,8 @@ class Converse:
             await asyncio.sleep(_TICK_SECONDS)
             self._go_on()
             if self._call is not None and self._leave_at is not None:
-                quiet = self._answer is None and self._asked_at is None
+                heard = not self._user_speaks and self._asked_at is None
+                quiet = heard and self._answer is None and not self._owed_words
                 if quiet or self._clock() >= self._leave_at:
                     self._call.cancel()
 

@@ -448,12 +448,15 @@ def test_a_bridge_that_drains_is_left_between_answers_unnoticed() -> None:
             await user.hears(lambda client: client.told("turn_ended"))
             user.speak(0.6, "Still there")
             await user.hears(lambda client: len(finals(client, CHARACTER)) == 2)
+            await user.hears(lambda _: len(user.bridge.opened) == 2)  # with both sides silent
+            user.speak(0.6, "And now")
+            await user.hears(lambda client: len(finals(client, CHARACTER)) == 3)
         return user.on.client, user.bridge
 
     client, bridge = run_virtual(main())
     assert notices(client) == []
     assert len(bridge.opened) == 2
-    assert len(bridge.opened[1].history) == 2
+    assert [it.transcript.text for it in bridge.opened[1].history[2:]] == ["Still there"] * 2
 
 
 @pytest.mark.parametrize(
