@@ -32,6 +32,7 @@ from services.vae.session import (
     Ready,
     Rebuild,
     Session,
+    Spent,
     check_latents,
 )
 from services.vae.state import State
@@ -78,8 +79,9 @@ class _Counters:
 class Engine:
     """Decodes sessions by earliest deadline.
 
-    `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: a batch of
-    chunks, or a piece of a rebuild, which is no longer than a chunk.
+    `open`, `submit` and `rewind` check and queue; `step` does one piece of device work: one latent
+    of a chunk, or of a batch of them, or a piece of a rebuild, which is no longer. So frames leave
+    when their latent is decoded, and the first of a chunk need not wait for its last.
     """
 
     def __init__(
@@ -106,12 +108,12 @@ class Engine:
         channels = self._runner.config.latent_channels
         for batch in range(1, self._admission.limits.batch + 1):
             anchor = torch.zeros(batch, channels, 1, *size)
-            latents = torch.zeros(batch, channels, spec.latents_per_chunk, *size)
+            latents = torch.zeros(batch, channels, 1, *size)
             with self._runner.active():
                 states = [self._runner.begin(row[None], row[None, :, :0]) for row in anchor]
                 self._time(latents, states)  # pays for the preparations
                 seconds = self._time(latents, states)
-            self._admission.measured(spec, seconds / batch)
+            self._admission.measured(spec, spec.latents_per_chunk * seconds / batch)
 
     def open(self, name: str, opening: Opening) -> None:
         """Take up a stream. A later `step` builds its state.
@@ -286,10 +288,8 @@ class Engine:
         return batch
 
     def _rebuild_from(self, session: Session, tail: Tensor, deadline: float) -> Rebuild:
-        # No piece is longer than a chunk, so a rebuild delays others no more than a chunk does.
-        pieces = self._runner.rebuild(
-            session.anchor[None], tail[None], latents=session.spec.latents_per_chunk
-        )
+        # No piece is longer than what others decode at a time, and it rounds as that did.
+        pieces = self._runner.rebuild(session.anchor[None], tail[None], latents=1)
         return Rebuild(pieces, deadline)
 
     def _rebuild(self, session: Session, work: Rebuild) -> list[Event]:
@@ -314,7 +314,7 @@ class Engine:
     def _decode(self, batch: list[tuple[Session, Chunk]]) -> list[Event]:
         started = self._clock()
         try:
-            latents = torch.stack([chunk.latents for _, chunk in batch])
+            latents = torch.stack([chunk.next_latent for _, chunk in batch])
             states = [session.state for session, _ in batch]
             frames, fresh = self._runner.decode(latents, states)
             pixels = [
@@ -327,8 +327,10 @@ class Engine:
                 return [event for pair in batch for event in self._decode([pair])]
             return [self._fail(batch[0][0], str(error), _fault(error))]
         # Only now, when nothing can fail any more: a chunk that is tried again finds the old state.
-        for state, moved in zip(states, fresh, strict=True):
-            state.copy_(moved)
+        for (session, chunk), moved in zip(batch, fresh, strict=True):
+            session.state.copy_(moved)
+            if not chunk.last:
+                session.queue.appendleft(chunk.after(session.spec))
         self._in_flight.append(InFlight(batch, pixels, finite, started))
         return []
 
@@ -348,22 +350,40 @@ class Engine:
             if not sound:
                 events.append(self._fail(session, "decoded frames are not numbers"))
                 continue
-            self._admission.measured(session.spec, seconds / len(flight.batch))
-            decoded = Decoded(
-                session.name,
-                session.rewinds,
-                chunk.number,
-                session.spec.first_frame(chunk.number),
-                frames.wait(),
-                late=now > chunk.deadline,
-                seconds=seconds,
-                sessions=len(flight.batch),
-            )
-            self._count.chunks += 1
-            self._count.frames += len(decoded.frames)
-            self._count.late += decoded.late
-            events.append(decoded)
+            events.append(self._decoded(session, chunk, frames.wait(), now, seconds, flight))
         return events
+
+    def _decoded(
+        self,
+        session: Session,
+        chunk: Chunk,
+        frames: Tensor,
+        now: float,
+        seconds: float,
+        flight: InFlight,
+    ) -> Decoded:
+        """One session's part of a pass, counted."""
+        spent, spec = session.spent, session.spec
+        spent.seconds += seconds
+        spent.share += seconds / len(flight.batch)
+        spent.late = spent.late or now > chunk.deadline
+        self._count.frames += len(frames)
+        if chunk.last:
+            self._count.chunks += 1
+            self._count.late += spent.late
+            self._admission.measured(spec, spent.share)
+            session.spent = Spent()
+        return Decoded(
+            session.name,
+            session.rewinds,
+            chunk.number,
+            spec.first_frame(chunk.number) + chunk.decoded * spec.frames_per_latent,
+            frames,
+            last=chunk.last,
+            late=chunk.last and spent.late,
+            seconds=spent.seconds,
+            sessions=len(flight.batch),
+        )
 
     def _fail(self, session: Session, why: str, fault: Fault = Fault.NOT_A_NUMBER) -> Failed:
         _log.error("vae session %s failed: %s", session.name, why)

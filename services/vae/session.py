@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from torch import Tensor
@@ -40,7 +40,23 @@ class Opening:
 class Chunk:
     number: int
     latents: Tensor  # [Z, latents_per_chunk, h, w]
-    deadline: float  # seconds on the engine's clock, when the frames should be ready
+    deadline: float  # seconds on the engine's clock, when the next of its frames should be ready
+    decoded: int = 0  # of its latents
+
+    @property
+    def next_latent(self) -> Tensor:
+        """[Z, 1, h, w]"""
+        return self.latents[:, self.decoded : self.decoded + 1]
+
+    @property
+    def last(self) -> bool:
+        """Whether its next latent is its last."""
+        return self.decoded + 1 == self.latents.shape[1]
+
+    def after(self, spec: StreamSpec) -> Chunk:
+        """What is left when the next latent is decoded: due as much later as it lasts."""
+        due = self.deadline + spec.frames_per_latent / spec.fps
+        return replace(self, deadline=due, decoded=self.decoded + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,15 @@ Work = Chunk | Rebuild
 
 
 @dataclass(slots=True)
+class Spent:
+    """On the chunk that is being decoded."""
+
+    seconds: float = 0.0  # that its passes took
+    share: float = 0.0  # of that, what fell to this session
+    late: bool = False  # whether frames were ready only after they were due
+
+
+@dataclass(slots=True)
 class Session:
     name: str
     spec: StreamSpec
@@ -63,6 +88,7 @@ class Session:
     next_chunk: int
     rewinds: int = 0
     state: State = field(default_factory=State)
+    spent: Spent = field(default_factory=Spent)
     queue: deque[Work] = field(default_factory=deque)
 
     @property
@@ -73,15 +99,16 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A chunk's frames in host memory."""
+    """The frames of one latent, in host memory."""
 
     session: str
     rewinds: int  # of the session, before this was asked for; numbers come again after one
     chunk: int
     first_frame: int  # on the media clock, which counts from chunk 0
     frames: Tensor  # uint8, laid out as the session's `Pixels` say
-    late: bool  # ready only after the deadline
-    seconds: float  # that the pass took
+    last: bool  # of its chunk
+    late: bool  # told with the last: whether frames of the chunk were ready after they were due
+    seconds: float  # that the chunk's passes took so far
     sessions: int  # that shared the pass
 
 

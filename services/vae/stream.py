@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
+from torch import Tensor
+
 from services.vae.codecs import FrameEncoder
 from services.vae.driver import Session
 from services.vae.session import Chunk, Decoded, Ready
@@ -94,13 +96,16 @@ class Stream:
                 raise BadInput("message", got=other or "nothing", expected=expected)
 
     async def frames(self, decoded: Decoded) -> list[media_pb2.VideoFrame]:
-        """What the caller is sent for a decoded chunk; nothing if a rewind has voided it."""
+        """What the caller is sent for a decoded latent; nothing if a rewind has voided it."""
         if decoded.rewinds != self._rewinds:
             return []
-        owed, now = self._owed.popleft(), monotonic()
+        owed, now = self._owed[0], monotonic()
+        if decoded.last:
+            self._owed.popleft()
         frames = await asyncio.to_thread(self._packed, decoded, owed)
-        times = Times(owed.since, now, monotonic(), decoded.seconds)
-        self._tally.sent(owed.turn, decoded.chunk, owed.trace, times)
+        if decoded.last:
+            times = Times(owed.since, now, monotonic(), decoded.seconds)
+            self._tally.sent(owed.turn, decoded.chunk, owed.trace, times)
         return frames
 
     async def _chunk(self, asked: Asked) -> None:
@@ -141,20 +146,21 @@ class Stream:
     # ---- On a thread ----
 
     def _packed(self, decoded: Decoded, owed: _Owed) -> list[media_pb2.VideoFrame]:
-        first = decoded.first_frame + owed.skip_frames
-        pictures = self._pictures(decoded, owed.skip_frames)
+        wanted = self._spec.first_frame(decoded.chunk) + owed.skip_frames
+        first = max(decoded.first_frame, wanted)
+        frames = decoded.frames[first - decoded.first_frame :]
         return [
             VideoFrame(owed.turn, decoded.chunk, first + at, picture).to_proto()
-            for at, picture in enumerate(pictures)
+            for at, picture in enumerate(self._pictures(frames, first))
         ]
 
-    def _pictures(self, decoded: Decoded, skip: int) -> Sequence[RawPicture | EncodedPicture]:
-        frames = decoded.frames[skip:]
+    def _pictures(self, frames: Tensor, first: int) -> Sequence[RawPicture | EncodedPicture]:
+        """Args: first: number of the first frame on the media clock."""
         match self.video.form:
             case PixelFormat() as layout:
                 width, height = self._spec.width, self._spec.height
                 return [RawPicture(layout, width, height, one.numpy().tobytes()) for one in frames]
             case Codec() as codec:
                 assert self._encoder is not None
-                packets = self._encoder.encode(frames, decoded.first_frame + skip)
+                packets = self._encoder.encode(frames, first)
                 return [EncodedPicture(codec, packet.key, packet.payload) for packet in packets]

@@ -77,10 +77,11 @@ class Tally:
             self._tracing.chunk_done(turn, chunk, "vae", seconds=seconds)
 
     def _decoded(self, decoded: Decoded) -> None:
-        self._metrics.chunks.labels(_VAE).inc()
-        self._metrics.late_chunks.labels(_VAE).inc(decoded.late)
         self._metrics.batch_sessions.labels(_VAE).observe(decoded.sessions)
-        self._stage(EngineStage.DECODE, decoded.seconds)
+        if decoded.last:
+            self._metrics.chunks.labels(_VAE).inc()
+            self._metrics.late_chunks.labels(_VAE).inc(decoded.late)
+            self._stage(EngineStage.DECODE, decoded.seconds)
 
     def _stage(self, stage: EngineStage, seconds: float) -> None:
         self._metrics.step_seconds.labels(_VAE, stage).observe(seconds)

@@ -114,8 +114,8 @@ def test_bitrate_follows_on_request(codec: Codec) -> None:
 def test_a_session_leaves_encoded(codec: Codec) -> None:
     """From latents to packets and back: the picture that raw RGB shows."""
     spec = StreamSpec(16000, FPS, 3, 4, SIZE, SIZE)
-    pictures = {}
-    for pixels in (Pixels.RGB24, codec.pixels):
+    came: dict[Pixels, list[Decoded]] = {Pixels.RGB24: [], codec.pixels: []}
+    for pixels, told in came.items():
         generator = torch.Generator().manual_seed(0)
         engine = Engine(
             place(random_vae(folded()), torch.device("cpu"), dtype=torch.float32),
@@ -127,13 +127,16 @@ def test_a_session_leaves_encoded(codec: Codec) -> None:
         latents = torch.randn(4, 3, side, side, generator=generator)
         engine.submit("a", Chunk(5, latents, 0.0))
         while engine.busy:
-            for event in engine.step():
-                if isinstance(event, Decoded):
-                    pictures[pixels] = event
-    chunk = pictures[codec.pixels]
-    packets = encoder(codec, 4_000_000).encode(chunk.frames, chunk.first_frame)
+            told += [event for event in engine.step() if isinstance(event, Decoded)]
+    film = encoder(codec, 4_000_000)
+    packets = [
+        packet
+        for part in came[codec.pixels]
+        for packet in film.encode(part.frames, part.first_frame)
+    ]
     assert [packet.frame for packet in packets] == list(range(60, 72))
-    for shown, raw in zip(decoded(codec, packets), pictures[Pixels.RGB24].frames, strict=True):
+    rgb = torch.cat([part.frames for part in came[Pixels.RGB24]])
+    for shown, raw in zip(decoded(codec, packets), rgb, strict=True):
         grey = np.array(
             [0.299, 0.587, 0.114]
         )  # random weights make coloured noise, which I420 halves
