@@ -28,7 +28,7 @@ from talkingmachines.media import Mode, Pcm
 from talkingmachines.picture import VideoFrame
 from talkingmachines.spec import StreamSpec
 
-_MARGIN = 1.5  # times the slowest chunk of late: when a listening chunk is asked for at the latest
+_MARGIN = 1.5  # times what chunks needed of late: when a listening one is asked for at the latest
 _FORGET = 0.1  # share by which a slow chunk is forgotten with every new one
 _INSTANT_SECONDS = 1e-4  # not worth a timer; also absorbs rounding
 _PUNCTUAL_SECONDS = 0.02  # a frame this late is on time: timers are no better
@@ -69,7 +69,9 @@ class Playout:
     skew_seconds: float = 0.0  # pictures minus sound, as sent
     first_frame_seconds: float | None = None  # since the session was opened
     answer_seconds: float | None = None  # CONVERSE: of the last answer, from the user's last sound
-    stage_seconds: float = 0.0  # the slowest chunk of late, from being asked for to its last frame
+    # How long before its time the slowest chunk of late had to be asked for, so that no frame of it
+    # came late. Frames come while earlier ones are shown: less than the chunk takes.
+    needed_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ class Pacer:
         self._hanging_up = False
         self._source_over = False
         self._ripe_at: float | None = None  # since when the next chunk may be asked for
-        self.playout = Playout(stage_seconds=spec.chunk_seconds)
+        self._needed = 0.0  # by the chunk that is coming
+        self.playout = Playout(needed_seconds=spec.chunk_seconds)
 
     # ---- Asking for chunks ----
 
@@ -181,7 +184,7 @@ class Pacer:
         self._ripe_at = self._ripe_at or self._clock()
         if self._chunker.complete or self._hanging_up:
             return 0.0
-        return ahead - min(self._lead.target, _MARGIN * self.playout.stage_seconds)
+        return ahead - min(self._lead.target, _MARGIN * self.playout.needed_seconds)
 
     def _ahead(self, chunk: int) -> float:
         """Seconds of media before the chunk. While the picture is held, time does not shorten it:
@@ -206,6 +209,7 @@ class Pacer:
                 continue  # what a rewind does here was done when it was asked for
             if frame.frame >= self._next.frame:
                 self._frames[frame.frame] = frame
+            self._came(frame)
             if frame.frame + 1 == self._spec.first_frame(frame.chunk + 1):
                 self._made(frame.chunk)
             self._wake.give()
@@ -292,6 +296,13 @@ class Pacer:
                 self._spans.turn_over(over.turn)
                 self._sink.turn_ended(over.turn, end)
 
+    def _came(self, frame: VideoFrame) -> None:
+        """Note how long before its chunk's time this frame had to be asked for."""
+        asked = self._asked.get(frame.chunk)
+        if asked is not None:
+            later = (frame.frame - self._spec.first_frame(frame.chunk)) / self._spec.fps
+            self._needed = max(self._needed, self._clock() - asked - later)
+
     def _made(self, chunk: int) -> None:
         """A chunk's last frame is here."""
         now, asked = self._clock(), self._asked.pop(chunk, None)
@@ -306,8 +317,9 @@ class Pacer:
             self._metrics.deadline_misses.inc()
         if asked is not None:
             seconds = now - asked
-            slow = self.playout.stage_seconds
-            self.playout.stage_seconds = max(seconds, slow + _FORGET * (seconds - slow))
+            slow, needed = self.playout.needed_seconds, self._needed
+            self.playout.needed_seconds = max(needed, slow + _FORGET * (needed - slow))
+            self._needed = 0.0
             self._metrics.realtime_ratio.observe(seconds / self._spec.chunk_seconds)
         entry = self._log.entry(chunk)
         speaking = entry is not None and entry.chunk.mode is Mode.SPEAKING
@@ -391,6 +403,7 @@ class Pacer:
         self._catch_up = max(self._next.frame, self._catch_up)
         self._next = at
         self._asked.clear()
+        self._needed = 0.0
         self._spans.cut_off()
         decode_from = playing if whole else playing - 1
         first_frame = boundary if whole else at.frame

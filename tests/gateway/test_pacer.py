@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.gateway.chunk import Rewind
+from services.gateway.chunk import Chunk, Rewind
 from services.gateway.chunker import Chunker
 from services.gateway.log import SessionLog
 from services.gateway.pacer import Lead, Pacer, Position
@@ -73,6 +73,9 @@ class Hand:
         """Cut the next chunk and draw it."""
         cut = self.chunker.cut(self.log.next_chunk)
         self.log.append(cut)
+        self.answer(cut)
+
+    def answer(self, cut: Chunk) -> None:
         tensor = Tensor.from_array(np.zeros((1, 1, 1, 1)))
         self.log.answer(Latents(cut.turn, cut.chunk, tensor))
 
@@ -90,6 +93,33 @@ class Hand:
     async def _frames(self) -> AsyncIterator[VideoFrame | Rewind]:
         while (item := await self._queue.get()) is not None:
             yield item
+
+
+def test_the_sooner_a_chunks_first_frames_come_the_later_it_is_asked_for() -> None:
+    """Of chunks that take as long in all, those that come piece by piece are asked for later, so
+    that speech waits less for its chunk; and no picture is held for it."""
+
+    async def main(pieces: int) -> float:
+        hand, notices = Hand(), list[float]()
+        async for chunk in hand.pacer.wanted():
+            assert not isinstance(chunk, Rewind)
+            notices.append(hand.pacer.slack(chunk.chunk))
+            if chunk.chunk == 40:
+                break
+            await asyncio.sleep(0.1)  # drawn
+            hand.answer(chunk)
+            first = SPEC.first_frame(chunk.chunk)
+            for piece in range(pieces):
+                await asyncio.sleep(0.3 / pieces)  # decoded
+                size = SIZE // pieces
+                hand.give(first + piece * size, first + (piece + 1) * size)
+            await asyncio.sleep(0)
+        assert hand.pacer.playout.holds == 0
+        await hand.end()
+        return max(notices[36:])
+
+    assert run_virtual(main(1)) == pytest.approx(1.5 * 0.4, abs=0.02)
+    assert run_virtual(main(3)) == pytest.approx(1.5 * 0.2, abs=0.02)
 
 
 def test_a_late_frame_moves_all_that_follow_and_its_sound_with_it() -> None:
