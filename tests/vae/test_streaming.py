@@ -130,19 +130,19 @@ def test_warming_in_pieces_is_warming(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "whole"), [(wan21(), 2.65), (tiny(), 1.51)], ids=["wan21", "tiny"]
+    ("config", "whole"), [(wan21(), 2.40), (tiny(), 1.43)], ids=["wan21", "tiny"]
 )
-def test_no_piece_of_a_rebuild_costs_more_than_a_chunk(config: VaeConfig, whole: float) -> None:
+def test_no_piece_of_a_rebuild_costs_more_than_a_latent(config: VaeConfig, whole: float) -> None:
     """And all of them as much as the documentation says, in chunks' worth of arithmetic."""
     with torch.device("meta"):
         runner = Runner(Vae(config), torch.device("meta"), capture=None, compiled=False)
         z = torch.empty(1, config.latent_channels, runner.vae.reach, 64, 64)
         state = runner.begin(z[:, :, :1], z[:, :, :3])
         chunk = operations(lambda: runner.decode(z[:, :, :3], [state]))
-        pieces = runner.rebuild(z[:, :, :1], z, latents=3)
-        count = 1 + -(-runner.vae.reach // 3)  # the anchor's, and one per chunk
+        pieces = runner.rebuild(z[:, :, :1], z, latents=1)
+        count = 1 + runner.vae.reach  # the anchor's, and one per latent
         costs = [operations(lambda: next(pieces)) / chunk for _ in range(count)]
-    assert max(costs) < 1
+    assert max(costs) < 1 / 3
     assert sum(costs) == pytest.approx(whole, abs=0.02)
 
 
