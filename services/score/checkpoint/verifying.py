@@ -76,16 +76,12 @@ def verify(
 
 def _files(path: Path) -> list[Path]:
     """Weights whose wholeness nobody publishes: here, in diffusers' folder and wav2vec 2.0's."""
-    if path.is_file():
-        return [path]
-    known = {one.name for one in FILES}
-    folders = [path, path / "transformer", *(path / name for name in _WAV2VEC)]
+    known, base = {one.name for one in FILES}, path.parent if path.is_file() else path
+    folders = [base / name for name in _WAV2VEC]
+    folders += [] if path.is_file() else [path, path / "transformer"]
     there = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
-    return [
-        file
-        for file in there
-        if file.suffix in SUFFIXES and file.is_file() and file.name not in known
-    ]
+    files = [file for file in there if file.suffix in SUFFIXES and file.name not in known]
+    return [file for file in [*files, path] if file.is_file()]
 
 
 def _advice(path: Path) -> str:
