@@ -141,6 +141,10 @@ class Sessions:
     def running(self) -> int:
         return len(self._ends)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def pass_second(self, now: float, places: int) -> None:
         while self._ends and self._ends[0] <= now:
             heappop(self._ends)
@@ -189,7 +193,15 @@ class Machines:
         self.paid_seconds += len(self._ready_at) + len(self._gone_at)
 
 
-def replay(arrivals: Arrivals, fleet: Fleet, decide: Decide) -> Outcome:
+def replay(
+    arrivals: Arrivals, fleet: Fleet, decide: Decide, *, sees_waiting: bool = False
+) -> Outcome:
+    """What becomes of these callers.
+
+    Args:
+        sees_waiting: the policy counts those who wait with those who are served. In the fleet it
+            does not: they wait in the gateways' queue, and Serve counts attachments.
+    """
     sessions = Sessions(arrivals)
     machines = Machines(fleet, leave_seconds=Terms().longest_seconds + IDLE_SECONDS)
     heard = deque[int](maxlen=MEAN_SECONDS)
@@ -198,7 +210,7 @@ def replay(arrivals: Arrivals, fleet: Fleet, decide: Decide) -> Outcome:
     for now in np.arange(0, end).tolist():
         sessions.pass_second(now, machines.places(now))
         machines.pass_second(now)
-        heard.append(sessions.running)
+        heard.append(sessions.running + (sessions.waiting if sees_waiting else 0))
         if now % HEARD_SECONDS == 0:
             told = sum(heard) / len(heard)
         machines.become(decide(told, machines.asked_for, now), now)
@@ -375,6 +387,8 @@ def main() -> None:
             rows = {"Serve's own policy": replay(arrivals, fleet, serves_own(fleet))}
             for what, replicas in tried():
                 rows[what] = replay(arrivals, fleet, ours(replicas, fleet.slots))
+            policy = ours(Replicas(most=400), fleet.slots)
+            rows["those who wait seen"] = replay(arrivals, fleet, policy, sees_waiting=True)
             results[trace][name] = {what: asdict(row) for what, row in rows.items()}
             print(f"\n{trace}, {name}: best {rows['defaults'].best_gpu_hours} GPU hours")
             for what, row in rows.items():

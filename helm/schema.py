@@ -62,12 +62,15 @@ OWNED: Mapping[str, tuple[str, ...]] = {
     "vae": (*_ENDPOINT, "model", "token_file"),
 }
 _NO_TLS_INSIDE = "Serve's ingress has no TLS: network policies and a mesh protect what is inside"
+_OWN_NAMES = "the chart calls its applications score and vae"
 _SERVE_LISTENS = "of `python -m services.…` without Ray; Serve listens by itself"
 # What a fleet in Kubernetes has no use for.
 NOT_OFFERED: Mapping[str, Mapping[str, str]] = {
     "gateway": {
         "score.tls": _NO_TLS_INSIDE,
         "vae.tls": _NO_TLS_INSIDE,
+        "score.application": _OWN_NAMES,
+        "vae.application": _OWN_NAMES,
         "bridge.tls": _NO_TLS_INSIDE,
         "pod.credentials": "Kubernetes mounts them in one place",
     },

@@ -1,8 +1,9 @@
 """Public weights that our fleet runs, or that belong to those: what they are and may be used for.
 
 Read by the command line (`talkingmachines models list`) and by the services, which know how to open
-them. Licences are what their publishers said when this was written: read theirs before you rely on
-them. Hashes are those that the hub states for the files; where none is here, none was at hand.
+them. What is said of a licence says where that was found, in November 2026: read the publisher's
+own before you rely on it. Hashes are those that the hub states for the files; where none is here,
+none was at hand.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class KnownWeights:
     gives: str
     weights_licence: str
     code_licence: str
+    licence_found: str  # where, or that it was not
     gigabytes: float  # about, of the files that are needed
     runs: str  # which of our features it has
     live: bool  # whether it was distilled for streaming
@@ -52,7 +54,9 @@ PICTURE_ENCODER = KnownFile(
 FILES = (VAE, TEXT_ENCODER, PICTURE_ENCODER)
 
 _APACHE = "Apache-2.0"
-_NON_COMMERCIAL = "CC BY-NC-SA 4.0 (not commercial)"
+_UNKNOWN = "not found: ask its publisher before use"
+_OWN = "in the publisher's own text"
+_SECOND_HAND = "in what others quote of the hub's page; the publisher's own text was not at hand"
 
 CATALOGUE = (
     KnownWeights(
@@ -61,6 +65,7 @@ CATALOGUE = (
         "speech to video, 14B; the base of RealVideo and LiveAvatar; VAE, text encoder, wav2vec",
         _APACHE,
         _APACHE,
+        _OWN,
         49.0,
         "speech, prompts, several speakers; not distilled: draws, far from live",
         live=False,
@@ -69,8 +74,9 @@ CATALOGUE = (
         "realvideo",
         "zai-org/RealVideo",
         "Wan2.2-S2V-14B as a sparse-causal student, 2 or 4 steps, chunks of 0.5 s",
-        "not stated where we looked: ask before use",
-        "parts of it CC BY-NC-SA 4.0 (not commercial)",
+        _UNKNOWN,
+        "not found; parts are of Self-Forcing when that was CC BY-NC-SA 4.0 (not commercial)",
+        "its README says none; its base is Apache-2.0",
         32.6,
         "speech, prompts, listening, hand-over (4 chunks replayed), sequence parallelism",
         live=True,
@@ -82,6 +88,7 @@ CATALOGUE = (
         "adapters for Wan2.2-S2V-14B, 4 steps, chunks of 0.75 s",
         _APACHE,
         _APACHE,
+        f"{_OWN}, for most of the project, which calls itself a research preview",
         1.5,
         "as RealVideo; keeps four sets of keys and values, so few sessions fit",
         live=True,
@@ -90,9 +97,21 @@ CATALOGUE = (
     KnownWeights(
         "wan2.1-i2v",
         "Wan-AI/Wan2.1-I2V-14B-480P",
-        "image to video, 14B; the base of the three below and of the paper",
+        "image to video, 14B; the base of MultiTalk, InfiniteTalk and of the paper",
         _APACHE,
         _APACHE,
+        _OWN,
+        82.3,
+        "prompts; hears nothing by itself",
+        live=False,
+    ),
+    KnownWeights(
+        "wan2.1-i2v-720p",
+        "Wan-AI/Wan2.1-I2V-14B-720P",
+        "the same for larger pictures; the base of FantasyTalking",
+        _APACHE,
+        _APACHE,
+        _OWN,
         82.3,
         "prompts; hears nothing by itself",
         live=False,
@@ -103,6 +122,7 @@ CATALOGUE = (
         "audio weights for Wan2.1-I2V-14B",
         _APACHE,
         _APACHE,
+        f"{_OWN}, for the models; for the code {_SECOND_HAND}",
         5.0,
         "speech, several speakers; not distilled",
         live=False,
@@ -114,6 +134,7 @@ CATALOGUE = (
         "audio weights for Wan2.1-I2V-14B",
         _APACHE,
         _APACHE,
+        _SECOND_HAND,
         5.0,
         "speech, several speakers; not distilled",
         live=False,
@@ -122,20 +143,22 @@ CATALOGUE = (
     KnownWeights(
         "fantasytalking",
         "acvlab/FantasyTalking",
-        "audio weights for Wan2.1-I2V-14B",
+        "audio weights for Wan2.1-I2V-14B-720P",
         _APACHE,
         _APACHE,
+        _SECOND_HAND,
         1.7,
         "speech; not distilled",
         live=False,
-        needs=("wan2.1-i2v",),
+        needs=("wan2.1-i2v-720p",),
     ),
     KnownWeights(
         "self-forcing",
         "gdhe17/Self-Forcing",
         "text to video, 1.3B, 4 steps",
-        _NON_COMMERCIAL,
-        _NON_COMMERCIAL,
+        _UNKNOWN,
+        "Apache-2.0 since autumn 2025, CC BY-NC-SA 4.0 (not commercial) before",
+        "github.com/NVlabs/LongLive/issues/10; the publisher's own text was not at hand",
         5.7,
         "prompts; hears nothing: the head does not talk",
         live=True,

@@ -169,8 +169,10 @@ def _redis(settings: Settings) -> Client:
 def _channels(settings: Settings) -> list[AbstractAsyncContextManager[RenewedChannel]]:
     # Ray Serve's ingress is shared by both, and chooses by this name; others do not look at it.
     return [
-        renewed_channel(peer, metadata=[("application", application), *_token(settings)])
-        for application, peer in (("score", settings.score), ("vae", settings.vae))
+        renewed_channel(
+            peer, metadata=[("application", peer.application or name), *_token(settings)]
+        )
+        for name, peer in (("score", settings.score), ("vae", settings.vae))
     ]
 
 

@@ -87,6 +87,7 @@ class Link(Generic[Q, R]):
         if self._listening is not None:
             self._listening.cancel()
         self._call.cancel()
+        self._requests.put_nowait(None)  # a call that is over leaves whoever reads them waiting
 
     async def _sent(self) -> AsyncIterator[Q]:
         while (request := await self._requests.get()) is not None:

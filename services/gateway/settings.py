@@ -82,6 +82,8 @@ class EnginePeer(Peer):
     limits: ConnectionLimits = ConnectionLimits(ping_without_calls=False)
     # An old cluster is deleted when the longest attachment, and this, are over.
     renew_seconds: PositiveFloat = 30.0
+    # Behind Ray Serve, where one ingress has several models; not given: `score`, `vae`.
+    application: str | None = None
 
 
 class TurnServers(Nested):

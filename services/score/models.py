@@ -21,6 +21,7 @@ from services.score.checkpoint.tensors import count
 from services.score.checkpoint.verifying import verify
 from services.score.config import DitConfig
 from services.score.presets import NAMES, preset
+from talkingmachines.weights import known
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,13 +81,23 @@ def _plan(options: argparse.Namespace) -> int:
         if options.size is not None:
             config = sized(name, config, *options.size)
         parameters = _parameters(config)
-    else:
+    elif options.path.exists():
         opened = _opened(options)
         config, parameters = opened.config, count(opened.weights)
+    else:
+        raise BadCheckpoint(name, why=_unplanned(name))
     gpu = GPUS[options.gpu]
     made = plan(config, parameters, gpu, share=options.share)
     print("\n".join(lines(config, made, gpu, share=options.share)))
     return 0
+
+
+def _unplanned(name: str) -> str:
+    """Why no plan is made of what is neither there nor built in."""
+    there = f"names that need no files: {', '.join(NAMES)}"
+    if known(name) is None:
+        return f"there is no such file or folder; {there}"
+    return f"its sizes are not built in: give its files (plan PATH --audio FILE); {there}"
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -174,24 +174,25 @@ def list_models(as_json: AsJson = False) -> None:
 
 # What follows is read by the services' own parser, which knows every name.
 _PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+PassedOn = Annotated[list[str] | None, typer.Argument()]
 
 
 @models.command("verify", context_settings=_PASSED_ON)
-def verify_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+def verify_model(arguments: PassedOn = None) -> None:
     """Whether a download is whole, and what to do where it is not."""
-    _run_models("verify", arguments)
+    _run_models("verify", arguments or [])
 
 
 @models.command("plan", context_settings=_PASSED_ON)
-def plan_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+def plan_model(arguments: PassedOn = None) -> None:
     """Memory, time and sessions on a GPU."""
-    _run_models("plan", arguments)
+    _run_models("plan", arguments or [])
 
 
 @models.command("convert", context_settings=_PASSED_ON)
-def convert_model(arguments: Annotated[list[str], typer.Argument()]) -> None:
+def convert_model(arguments: PassedOn = None) -> None:
     """Write weights as our own sharded safetensors: float32, bf16 or fp8."""
-    _run_models("convert", arguments)
+    _run_models("convert", arguments or [])
 
 
 @app.command()

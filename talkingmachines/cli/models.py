@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
-from rich.table import Table
-
 from talkingmachines.cli.server import serve_environment
-from talkingmachines.weights import CATALOGUE
+from talkingmachines.weights import CATALOGUE, KnownWeights
 
-_COLUMNS = ("name", "from", "what", "weights", "code", "about GB", "live", "here")
+_WIDTH = 88
 
 
 def list_(*, as_json: bool) -> None:
@@ -25,19 +23,28 @@ def list_(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(one) for one in CATALOGUE], indent=2))
         return
-    table = Table(*_COLUMNS, title="Public weights; licences as their publishers told them")
-    for one in CATALOGUE:
-        table.add_row(
-            one.name,
-            one.repository,
-            one.gives,
-            one.weights_licence,
-            one.code_licence,
-            f"{one.gigabytes:g}",
-            "yes" if one.live else "no",
-            one.runs + (f"; needs {', '.join(one.needs)}" if one.needs else ""),
-        )
-    Console().print(table)
+    print("\n\n".join(map(_described, CATALOGUE)))
+    print(
+        "\nLicences as far as could be found; read their publishers' own before you rely on them."
+    )
+
+
+def _described(one: KnownWeights) -> str:
+    live = "live" if one.live else "not live"
+    needs = f"; needs {', '.join(one.needs)}" if one.needs else ""
+    lines = (
+        ("licence", f"weights {one.weights_licence}; code {one.code_licence}"),
+        ("found", one.licence_found),
+        ("what", one.gives),
+        ("here", f"{live}; {one.runs}{needs}"),
+    )
+    head = f"{one.name}: {one.repository}, about {one.gigabytes:g} GB"
+    return "\n".join([head, *(_folded(name, text) for name, text in lines)])
+
+
+def _folded(name: str, text: str) -> str:
+    first = f"  {name:<8} "
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
 
 
 def run(command: str, arguments: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ _READY_SECONDS = 60.0
 
 @contextmanager
 def prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Scrapes every two seconds, while entered; its address.
+    """Scrapes every second, while entered; its address.
 
     Args:
         folder: empty; for configuration and data.
@@ -47,7 +47,7 @@ def prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> Iterator[s
 def _configuration(targets: Mapping[str, Sequence[str]]) -> object:
     rules = [str(file) for file in sorted((CHART / "files" / "rules").glob("*.yaml"))]
     return {
-        "global": {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"},
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": rules,
         "scrape_configs": [
             {

@@ -42,7 +42,11 @@ class Voice(MediaStreamTrack):
 
     def speak(self, seconds: float, *, seed: int = 1) -> None:
         noise = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * MICROPHONE_RATE))
-        self._speech = np.concatenate([self._speech, noise.astype(np.int16)])
+        self.say(noise.astype(np.int16))
+
+    def say(self, samples: NDArray[np.int16]) -> None:
+        """At the microphone's rate."""
+        self._speech = np.concatenate([self._speech, samples])
 
     async def recv(self) -> AudioFrame:
         clock = asyncio.get_running_loop().time

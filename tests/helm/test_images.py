@@ -138,6 +138,10 @@ def test_compose_names_only_what_it_has() -> None:
     for name, port in ports.items():
         assert called[f"TM_GATEWAY_{name.upper()}__ADDRESS"] == f"{name}:{port}"
         assert services()[name].model_fields["listen"].default.port == port
+    # What is published is what the gateway listens at: programs' calls, and the page.
+    published = {port.rpartition(":")[2] for port in services_["gateway"]["ports"]}
+    listens = services()["gateway"].model_fields["listen"].default.port
+    assert published == {str(listens), called["TM_GATEWAY_WEB__PORT"]}
 
 
 def test_compose_gives_the_gpu_to_engines() -> None:

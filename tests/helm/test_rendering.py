@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from helm.schema import CHART, SCHEMA, render
 from tests.helm import kinds
 from tests.helm.chart import MAJORS, PROFILES, helm, manifests, of_kind, refusal, values_of
+from tests.helm.front_kinds import DEFINITIONS
 
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 SCHEMAS = Path(__file__).parents[3] / "shared" / "schemas" / "crds.json.gz"
@@ -63,9 +64,10 @@ def custom_schemas() -> dict[str, Any]:
 def test_custom_resources_fit_their_definitions(profile: str) -> None:
     found = [m for m in manifests(profile) if m["apiVersion"].startswith(CUSTOM)]
     assert found
+    schemas = custom_schemas() | DEFINITIONS
     for manifest in found:
-        schema = custom_schemas().get(f"{manifest['apiVersion']}/{manifest['kind']}")
-        if schema:
+        if manifest["kind"] != "PodMonitor":  # the next test's
+            schema = schemas[f"{manifest['apiVersion']}/{manifest['kind']}"]
             Draft202012Validator(schema).validate(manifest)
 
 

@@ -20,11 +20,15 @@ _WORDS = ["<pad>", "</s>", "<unk>", "a", "woman", "talks", "she", "listens"]
 _LAYERS = 2
 
 
-def write(folder: Path) -> Path:
-    """All that a Wan image-to-video repository has for prompts and pictures."""
+def write(folder: Path, *, picture: tuple[int, int, int] = (PICTURE, TOKENS, 4)) -> Path:
+    """All that a Wan image-to-video repository has for prompts and pictures.
+
+    Args:
+        picture: width, tokens and pixels per side of a patch of the picture encoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(umt5(), folder / umt5_file.FILE)
-    torch.save(clip_vision(), folder / clip.FILE)
+    torch.save(clip_vision(*picture), folder / clip.FILE)
     (folder / FOLDER).mkdir(parents=True)
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(_WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -53,24 +57,24 @@ def umt5() -> dict[str, Tensor]:
     return _random(shapes, dtype=torch.bfloat16)
 
 
-def clip_vision() -> dict[str, Tensor]:
+def clip_vision(width: int = PICTURE, tokens: int = TOKENS, patch: int = 4) -> dict[str, Tensor]:
     shapes: dict[str, tuple[int, ...]] = {
-        "visual.cls_embedding": (1, 1, PICTURE),
-        "visual.pos_embedding": (1, TOKENS, PICTURE),
-        "visual.patch_embedding.weight": (PICTURE, 3, 4, 4),
-        "visual.head": (PICTURE, 6),
+        "visual.cls_embedding": (1, 1, width),
+        "visual.pos_embedding": (1, tokens, width),
+        "visual.patch_embedding.weight": (width, 3, patch, patch),
+        "visual.head": (width, 6),
         "textual.head.weight": (6, 6),
         "log_scale": (),
     }
-    pairs: dict[str, tuple[int, ...]] = {"pre_norm": (PICTURE,), "post_norm": (PICTURE,)}
+    pairs: dict[str, tuple[int, ...]] = {"pre_norm": (width,), "post_norm": (width,)}
     for layer in range(_LAYERS):
         block = f"transformer.{layer}"
-        pairs |= {f"{block}.norm{n}": (PICTURE,) for n in (1, 2)}
+        pairs |= {f"{block}.norm{n}": (width,) for n in (1, 2)}
         pairs |= {
-            f"{block}.attn.to_qkv": (3 * PICTURE, PICTURE),
-            f"{block}.attn.proj": (PICTURE, PICTURE),
-            f"{block}.mlp.0": (12, PICTURE),
-            f"{block}.mlp.2": (PICTURE, 12),
+            f"{block}.attn.to_qkv": (3 * width, width),
+            f"{block}.attn.proj": (width, width),
+            f"{block}.mlp.0": (12, width),
+            f"{block}.mlp.2": (width, 12),
         }
     for name, shape in pairs.items():
         shapes |= {f"visual.{name}.weight": shape, f"visual.{name}.bias": shape[:1]}

@@ -91,8 +91,8 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(chosen: Settings) -> AsyncIterator[Running]:
-    """The replica on a real gRPC server."""
+async def serving(chosen: Settings, *, port: int = 0) -> AsyncIterator[Running]:
+    """The replica on a real gRPC server, at any port or at the one that another had."""
     drain, registry = Drain(5.0), CollectorRegistry()
     async with AsyncExitStack() as stack:
         tracing = stack.enter_context(Tracing("score", Telemetry()))
@@ -100,7 +100,7 @@ async def serving(chosen: Settings) -> AsyncIterator[Running]:
             replica(chosen, drain=drain, registry=registry, tracing=tracing)
         )
         server = Server(
-            Listen(notice_seconds=0),
+            Listen(port=port, notice_seconds=0),
             [Service(NAME, partial(add_ScoreServiceServicer_to_server, made.servicer))],
             drain=drain,
             metrics=RpcMetrics(registry),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,7 +98,8 @@ def test_what_is_wrong_with_a_download_is_said_at_once(
     assert models.main(["verify", str(tmp_path / "model.pt")]) == 1
     told = capsys.readouterr().out
     assert "3 bytes instead of 507,609,880: a download that was cut off; fetch it anew" in told
-    assert "text encoder is absent; fetch models_t5_umt5-xxl-enc-bf16.pth (11.4 GB)" in told
+    absent = "fetch google/umt5-xxl/tokenizer.json, models_t5_umt5-xxl-enc-bf16.pth (11.4 GB) from"
+    assert absent in told
     assert "no wav2vec 2.0 folder beside it (wav2vec2-large-xlsr-53-english" in told
     assert "ok      " in told, "the transformer itself is whole"
     assert "RealVideo pickle" in told
@@ -107,6 +110,75 @@ def test_what_is_wrong_with_a_download_is_said_at_once(
     assert "wav2vec 2.0: wav2vec2-large-xlsr-53-english" in whole
     assert models.main(["verify", str(tmp_path / "nothing")]) == 1
     assert "there is no such file or folder" in capsys.readouterr().out
+
+
+SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
+WAV2VEC = "wav2vec2-large-xlsr-53-english"
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "text"),
+    [
+        (SHARD, Path.unlink, f"absent beside it: {SHARD}"),
+        (SHARD, _cut, "bytes: a download that was cut off; fetch it anew"),
+        (SHARD, lambda file: file.write_text("version https://git-lfs.github.com"), "git lfs pull"),
+        (SHARD, lambda file: file.write_bytes(b"\1" * 99), "not a safetensors file"),
+        (SHARD, lambda file: file.write_text(""), f"{SHARD}: empty; fetch it anew"),
+        ("model.pt", _cut, "model.pt: "),
+        ("model.pt", lambda file: file.write_text("<html>no</html>"), "a web page, not weights"),
+        ("config.json", Path.unlink, "no config.json"),
+        (
+            "config.json",
+            lambda file: file.write_text("{"),
+            "config.json does not fit: not readable",
+        ),
+        (
+            "diffusion_pytorch_model.safetensors.index.json",
+            Path.unlink,
+            "3 shards are here, so fetch diffusion_pytorch_model.safetensors.index.json",
+        ),
+        ("google/umt5-xxl/tokenizer.json", Path.unlink, "fetch google/umt5-xxl/tokenizer.json"),
+        (f"{WAV2VEC}/config.json", Path.unlink, f"{WAV2VEC} has no config.json; fetch it"),
+        (f"{WAV2VEC}/model.safetensors", Path.unlink, "has no model.safetensors or pytorch_model"),
+        (f"{WAV2VEC}/model.safetensors", _cut, "model.safetensors: "),
+    ],
+)
+def test_what_was_done_to_a_file_is_said_with_what_to_do(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    spoil: Callable[[Path], object],
+    text: str,
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(folder, spoiled)
+    spoil(spoiled / name)
+    assert models.main(["verify", "--no-hashes", str(spoiled)]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "instead of" not in line]
+    (said,) = [line for line in told if text in line]
+    assert said.startswith("WRONG")
+    others = [line for line in told if line.startswith("WRONG") and line is not said]
+    assert not [line for line in others if "Wan2.1_VAE.pth" not in line], "nothing is told twice"
+
+
+def test_additions_and_other_parts_are_known_for_what_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters, _ = s2v.write_live_avatar(tmp_path / "liveavatar.safetensors")
+    assert models.main(["verify", str(adapters)]) == 0
+    assert "needs     the transformer it was trained on: --lora" in capsys.readouterr().out
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"encoder": {}, "decoder": {}}')
+    assert models.main(["verify", str(tmp_path / "vae")]) == 1
+    assert "a video VAE: it is for TM_VAE_MODEL" in capsys.readouterr().out
+    (tmp_path / "nothing").mkdir()
+    assert models.main(["verify", str(tmp_path / "nothing")]) == 1
+    assert "the folder is empty: `talkingmachines models list`" in capsys.readouterr().out
 
 
 def test_a_plan_says_what_a_gpu_can_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +192,11 @@ def test_a_plan_says_what_a_gpu_can_do(capsys: pytest.CaptureFixture[str]) -> No
     assert 250 < floor < 310
     assert models.main(["plan", "tm-18b", "--gpu", "l40s"]) == 0
     assert "time for        0 live sessions" in capsys.readouterr().out
+    for name, why in (("multitalk", "give its files"), ("nobody", "there is no such file")):
+        assert models.main(["plan", name]) == 1
+        told = capsys.readouterr().err
+        assert why in told
+        assert "names that need no files: tm-18b" in told
 
 
 @pytest.mark.parametrize("kept", ["bf16", "fp8"])
@@ -146,6 +223,11 @@ def test_known_weights_are_listed_with_their_licences(capsys: pytest.CaptureFixt
     models_command.list_(as_json=True)
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
     assert {"wan2.2-s2v", "realvideo", "liveavatar", "self-forcing"} <= listed.keys()
-    assert "not commercial" in listed["self-forcing"]["weights_licence"]
+    assert "not commercial" in listed["self-forcing"]["code_licence"]
+    assert all(one["licence_found"] for one in listed.values())
     assert all(needed in listed for one in listed.values() for needed in one["needs"])
+    models_command.list_(as_json=False)
+    told = capsys.readouterr().out
+    assert all(f"{name}: {one['repository']}, " in told for name, one in listed.items())
+    assert max(map(len, told.splitlines())) <= 90
     assert models_command.run("plan", ["realvideo", "--gpu", "nothing"]) == 2

@@ -38,15 +38,27 @@ def inspect(path: Path, *, audio: Path | None = None, loras: Sequence[Lora] = ()
     Raises:
         BadCheckpoint: it does not fit together; the message names the tensors.
     """
-    file = lora_file(path)
-    if file is not None and file.is_file() and audio is None and not loras:
-        alone = read_file(file)
-        if is_lora(alone):
-            return _adapters(file, alone)
-        if "patch_embedding.weight" not in alone and (heard := audio_weights(str(path), alone)):
-            return _audio_weights(path, heard.title, heard.weights)
+    if audio is None and not loras and (told := addition(path)) is not None:
+        return told
     checkpoint = open_checkpoint(path, audio=audio, loras=loras)
     return list(_transformer(checkpoint, adapters=len(loras)))
+
+
+def addition(path: Path) -> list[str] | None:
+    """Lines on audio weights or adapters, which are nothing without a transformer; None if neither.
+
+    Raises:
+        BadCheckpoint: it cannot be read.
+    """
+    file = lora_file(path)
+    if file is None or not file.is_file():
+        return None
+    alone = read_file(file)
+    if is_lora(alone):
+        return _adapters(file, alone)
+    if "patch_embedding.weight" not in alone and (heard := audio_weights(str(path), alone)):
+        return _audio_weights(path, heard.title, heard.weights)
+    return None
 
 
 def _transformer(checkpoint: Checkpoint, *, adapters: int) -> Iterator[str]:

@@ -210,4 +210,7 @@ def _in_folder(folder: Path, stems: tuple[str, ...]) -> Weights:
     for stem in stems:
         if weights := read_folder(folder, stem):
             return weights
-    raise BadCheckpoint(str(folder), why=f"no {' or '.join(stems)}.safetensors, nor an index of it")
+    why = f"no {' or '.join(stems)}.safetensors, nor an index of it"
+    if shards := sorted(folder.glob(f"{stems[0]}-*.safetensors")):
+        why += f"; {len(shards)} shards are here, so fetch {stems[0]}.safetensors.index.json"
+    raise BadCheckpoint(str(folder), why=why)

@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = strict_json.parse(path)
     except (OSError, ValueError) as error:
-        raise BadCheckpoint(str(path), why=str(error)) from error
+        raise BadCheckpoint(str(path), why=f"not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadCheckpoint(str(path), why="expected a JSON object")
     return value

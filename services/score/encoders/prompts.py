@@ -17,8 +17,7 @@ from torch import Tensor
 from services.runtime.weights import BadCheckpoint
 
 FOLDER = Path("google/umt5-xxl")
-
-_FILE = "tokenizer.json"
+TOKENIZER = FOLDER / "tokenizer.json"
 
 
 class Prompts:
@@ -26,7 +25,7 @@ class Prompts:
 
     def __init__(self, folder: Path, *, most: int) -> None:
         """Raises BadCheckpoint when the tokenizer is absent, unreadable or cannot be read here."""
-        file = folder / _FILE
+        file = folder / TOKENIZER.name
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
