@@ -1,4 +1,4 @@
-"""How the fleet behaves with many calls: python -m benchmarks.scale [--preset large] [SCENARIO...]
+"""How the fleet behaves with many calls: python -m benchmarks.scale [--preset medium] [SCENARIO...]
 
 The gateway's own code and the replicas' own rules, synthetic engines, a real Redis, virtual time.
 Records benchmarks/results/scale.json; scenarios that are not named keep their last figures.
@@ -31,19 +31,25 @@ SMALL: Presets = {
         scenarios.zone_lost(12, silent=False, within=2.0, before=4.0, after=15.0)
     ),
 }
-LARGE: Presets = {
+MEDIUM: Presets = {
     "costs": lambda: costs.run(
-        sessions=10_000, waiting=1_000, replicas=(100, 1_000, 5_000), times=400
+        sessions=10_000, waiting=1_000, replicas=(100, 1_000, 5_000), times=200
     ),
-    "steady 200": lambda: run_virtual(scenarios.steady(200, 70.0)),
-    "steady 1000": lambda: run_virtual(scenarios.steady(1_000, 10.0)),
-    "steady 10000": lambda: run_virtual(scenarios.steady(10_000, 3.0, within=3.0)),
-    "crowd": lambda: run_virtual(scenarios.crowd(1_000, 400, gateways=10)),
-    "zone killed": lambda: run_virtual(scenarios.zone_lost(300, silent=False)),
-    "zone silent": lambda: run_virtual(scenarios.zone_lost(300, silent=True)),
-    "upgrade": lambda: run_virtual(scenarios.upgrade(200)),
+    "steady 100": lambda: run_virtual(scenarios.steady(100, 80.0)),
+    "crowd 150": lambda: run_virtual(scenarios.crowd(375, 150, gateways=6)),
+    "zone killed 100": lambda: run_virtual(scenarios.zone_lost(100, silent=False)),
+    "zone silent 100": lambda: run_virtual(scenarios.zone_lost(100, silent=True)),
+    "upgrade 60": lambda: run_virtual(scenarios.upgrade(60)),
 }
-PRESETS = {"small": SMALL, "large": LARGE}
+LARGE: Presets = {
+    "steady 1000": lambda: run_virtual(scenarios.steady(1_000, 10.0)),
+    "steady 10000": lambda: run_virtual(scenarios.steady(10_000, 2.0, within=2.0, settle=1.0)),
+    "crowd 400": lambda: run_virtual(scenarios.crowd(1_000, 400, gateways=10)),
+    "zone killed 400": lambda: run_virtual(scenarios.zone_lost(400, silent=False)),
+    "zone silent 400": lambda: run_virtual(scenarios.zone_lost(400, silent=True)),
+    "upgrade 300": lambda: run_virtual(scenarios.upgrade(300)),
+}
+PRESETS = {"small": SMALL, "medium": MEDIUM, "large": LARGE}  # 10 s, 3 minutes, 20 of one core
 
 
 def main() -> None:

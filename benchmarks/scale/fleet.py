@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from benchmarks.scale.engines import (
     SCORE_CHECKPOINT,
@@ -80,8 +80,7 @@ class Gateway:
         self.zone = zone
         self.client = SimulatedClient(fleet.redis)
         self.channels = [Channel(fleet.score), Channel(fleet.vae)]
-        self.registry = CollectorRegistry()
-        metrics = GatewayMetrics(self.registry)
+        self.metrics = metrics = GatewayMetrics(CollectorRegistry())
         self.drain = Drain(60.0)
         self.room = Room()
         self.connections: set[Connection] = set()
@@ -185,12 +184,16 @@ class Fleet:
         for pool in (self.score, self.vae):
             pool.replicas = [replica for replica in pool.replicas if not replica.silent]
 
-    def total(self, name: str, **labels: str) -> float:
-        """A metric over all gateways that ever were."""
-        found = 0.0
-        for gateway in [*self.gateways, *self.gone]:
-            found += gateway.registry.get_sample_value(name, labels) or 0.0
-        return found
+    def total(self, of: Callable[[GatewayMetrics], Counter | Histogram], **labels: str) -> float:
+        """How often something was counted, by all gateways that ever were."""
+        return sum(
+            sample.value
+            for gateway in [*self.gateways, *self.gone]
+            for family in of(gateway.metrics).collect()
+            for sample in family.samples
+            if sample.name.endswith(("_total", "_count"))
+            and labels.items() <= sample.labels.items()
+        )
 
 
 @asynccontextmanager

@@ -93,21 +93,10 @@ class Run:
             )
 
     def _moves(self) -> int:
-        return round(
-            sum(
-                self.fleet.total("tm_hand_overs_total", engine=engine, reason=reason, outcome="ok")
-                for engine in ("score", "vae")
-                for reason in ("age", "drain", "overload", "failure", "stall", "unhealthy")
-            )
-        )
+        return round(self.fleet.total(lambda metrics: metrics.hand_overs, outcome="ok"))
 
     def _made(self) -> int:
-        return round(
-            sum(
-                self.fleet.total("tm_attach_seconds_count", engine=engine)
-                for engine in ("score", "vae")
-            )
-        )
+        return round(self.fleet.total(lambda metrics: metrics.attach_seconds))
 
 
 @asynccontextmanager
@@ -131,12 +120,14 @@ async def run(size: Size, **options: Any) -> AsyncIterator[Run]:
 # ---- Scenarios ----
 
 
-async def steady(sessions: int, seconds: float, *, within: float = 10.0) -> Result:
+async def steady(
+    sessions: int, seconds: float, *, within: float = 10.0, settle: float = 3.0
+) -> Result:
     """So many calls that go on: what they cost Redis, and how they are spread."""
     size = Size.for_sessions(sessions, busy=BUSY)
     async with run(size) as on:
         await on.come(sessions, within=within)
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(settle)
         on.fleet.redis.forget_counts()
         on.seconds.clear()
         began = time.process_time()
