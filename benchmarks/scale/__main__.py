@@ -49,7 +49,7 @@ LARGE: Presets = {
     "zone silent 400": lambda: run_virtual(scenarios.zone_lost(400, silent=True)),
     "upgrade 300": lambda: run_virtual(scenarios.upgrade(300)),
 }
-PRESETS = {"small": SMALL, "medium": MEDIUM, "large": LARGE}  # 10 s, 3 minutes, 20 of one core
+PRESETS = {"small": SMALL, "medium": MEDIUM, "large": LARGE}
 
 
 def main() -> None:

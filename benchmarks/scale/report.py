@@ -93,7 +93,7 @@ def upgrade(row: Row) -> Mapping[str, Any]:
         "most in a second": engines["hand_overs"]["most_in_a_second"],
         "gateways: with a stall": gateways["stalls"]["callers_with_any"],
         "longest (s)": gateways["stalls"]["seconds_per_caller"]["most"],
-        "broken connections": gateways["broken_connections"],
+        "old connection ended first": gateways["broken_connections"],
     }
 
 
