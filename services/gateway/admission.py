@@ -34,9 +34,10 @@ _ACTIVE, _QUEUE, _WAITING, _COUNTER, _TRIAL, _LENGTH = (
 
 # KEYS: active, queue, waiting, counter, the caller's, slots of the engines, trial, mean length of
 # sessions. ARGV: ticket, capacity (0: any), the caller's most, longest queue, seconds of a place,
-# seconds of a ticket, order (or ''), milliseconds between trials. When as many sessions run as
-# replicas are known to take, the first in the queue is let in on trial now and then: others may
-# have come.
+# seconds of a ticket, order (or ''), milliseconds between trials. Whoever asks is let in when there
+# is a place for everybody before it, too: if only the first were, places would be given out no
+# faster than the first happens to ask, whatever became free. When as many sessions run as replicas
+# are known to take, the first in the queue is let in on trial now and then: others may have come.
 # Returns position (0: admitted, -1: the caller has its share, -2: the queue is full), depth, order,
 # and seconds until it is let in ('': nobody knows), if sessions end as often as of late.
 _ENTER = Script("""
@@ -61,8 +62,9 @@ redis.call('ZADD', KEYS[3], now + ARGV[6], ARGV[1])
 local rank = redis.call('ZRANK', KEYS[2], ARGV[1])
 local most, active = tonumber(ARGV[2]), redis.call('ZCARD', KEYS[1])
 local slots = tonumber(redis.call('GET', KEYS[6]) or '0')
-if rank == 0 and (most == 0 or active < most) and (slots == 0 or active < slots
-    or redis.call('SET', KEYS[7], ARGV[1], 'NX', 'PX', ARGV[8])) then
+local allowed = most == 0 or active + rank < most
+local fits = slots == 0 or active + rank < slots
+if allowed and (fits or rank == 0 and redis.call('SET', KEYS[7], ARGV[1], 'NX', 'PX', ARGV[8])) then
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])

@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image
 
 from services.gateway.blobs import Blobs
+from services.gateway.conditionings import Conditionings
 from services.gateway.engines import Engines, Loaded
 from services.gateway.faces import find_faces
 from services.gateway.images import Crop, ImageLimits, decode, portrait, raw
@@ -60,6 +61,7 @@ class Avatars:
     ) -> None:
         self._engines = engines
         self._blobs = blobs
+        self._conditionings = Conditionings(blobs)
         self._index = index
         self._metrics = metrics
         # Pictures are decoded on worker threads, one at a time: sessions need the other cores.
@@ -130,6 +132,7 @@ class Avatars:
             await self._blobs.delete(tenant, _IMAGES, record.image)
         if all(other.conditioning != record.conditioning for other in others):
             await self._blobs.delete(tenant, _CONDITIONINGS, record.conditioning)
+            self._conditionings.forget(tenant, record.conditioning)
 
     async def character(self, tenant: str, avatar_id: str) -> Character:
         """The avatar with its conditioning for the checkpoints that are loaded.
@@ -142,8 +145,8 @@ class Avatars:
         made_by = (record.score_checkpoint, record.vae_checkpoint)
         if made_by != (loaded.score_checkpoint, loaded.vae_checkpoint):
             record = await self._make_again(owner, record, loaded)
-        blob = await self._blobs.get(owner, _CONDITIONINGS, record.conditioning)
-        return Character(record.avatar, score_pb2.Conditioning.FromString(blob))
+        conditioning = await self._conditionings.get(owner, record.conditioning)
+        return Character(record.avatar, conditioning)
 
     async def _create(
         self,

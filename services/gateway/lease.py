@@ -43,15 +43,17 @@ return 1
 
 # ARGV: owner, epoch, time to live, entries to keep, whether the client has its newest token (1),
 # conversation (empty: as before), first chunk (-1: nothing to write), entries. The log ends with
-# the entries given, whatever it held from `first` on.
+# the entries given, whatever it held from `first` on. Returns 0: it is another's, -1: there is no
+# such session, 2: entries are missing before `first`, so that those given are the whole log now.
 _WRITE = Script("""
 local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'end')
 if not held[1] then return -1 end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
 if ARGV[5] == '1' then redis.call('HDEL', KEYS[1], 'token_before') end
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'conversation', ARGV[6]) end
-local first, past = tonumber(ARGV[7]), tonumber(held[3])
+local first, past, done = tonumber(ARGV[7]), tonumber(held[3]), 1
 if first >= 0 then
+  if first > past then done = 2 end
   if first > past or past - first >= redis.call('LLEN', KEYS[2]) then
     redis.call('DEL', KEYS[2])
   elseif first < past then
@@ -63,7 +65,7 @@ if first >= 0 then
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-return 1
+return done
 """)
 
 # ARGV: token digest, tenant, owner, new token digest, time to live. The token that was shown stays
@@ -184,8 +186,10 @@ class Leases:
         *,
         told: bool = False,
         said: bytes = b"",
-    ) -> None:
+    ) -> bool:
         """Write the log from chunk `first` on; -1: only stay the owner.
+
+        Returns whether Redis had all that comes before `first`.
 
         Args:
             told: whether the client has its newest token, so that none before it is needed.
@@ -203,6 +207,8 @@ class Leases:
             case -1:  # Redis lost it, or was away for too long
                 await self._create(grant)
                 raise Unavailable("the session had to be written anew", retry_after=0.0)
+            case done:
+                return bool(done != 2)
 
     def held(self, change: int) -> None:
         """Count sessions that are held."""
@@ -282,13 +288,22 @@ class Lease:
                 await self._write()
 
     async def _try(self) -> None:
+        first, said = self._unwritten, self._said_unwritten
         try:
             await self._write()
         except Unavailable as error:
-            self._unwritten = 0  # what is kept of the log goes there anew
-            self._said_unwritten = bool(self._said)
+            # What Redis was not told goes there again. When everything did, a Redis that is slow
+            # would get twenty times as much of every session from then on, and stay slow.
+            lost = not error.retry_after
+            self._again(0 if lost else first)
+            self._said_unwritten |= bool(self._said) if lost else said
             if error.retry_after:
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    def _again(self, first: int | None) -> None:
+        """Chunks from `first` on are not written, nor those that came meanwhile."""
+        known = [chunk for chunk in (first, self._unwritten) if chunk is not None]
+        self._unwritten = min(known, default=None)
 
     async def _write(self) -> None:
         first, self._unwritten = self._unwritten, None
@@ -297,13 +312,16 @@ class Lease:
         if first is None:
             await self._leases.write(self._grant, self._keep, -1, [], told=self._told, said=said)
             return
-        entries = [entry for entry in drawn[-self._keep :] if entry.chunk.chunk >= first]
+        kept = drawn[-self._keep :]
+        entries = [entry for entry in kept if entry.chunk.chunk >= first]
         if entries:
             first = entries[0].chunk.chunk
         written = [self._bytes(entry) for entry in entries]
-        await self._leases.write(
+        follows = await self._leases.write(
             self._grant, self._keep, first, written, told=self._told, said=said
         )
+        if not follows and len(entries) < len(kept):  # it lost some, as a replica that takes over
+            self._again(0)
 
     def _bytes(self, entry: Entry) -> bytes:
         position, turn = self._at()

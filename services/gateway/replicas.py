@@ -20,32 +20,46 @@ from talkingmachines.errors import Unavailable
 _WRITE_SECONDS = 1.0
 _KNOWN_SECONDS = 90.0  # longer than an attachment lasts: whoever has sessions is heard of again
 
-# KEYS: slots of score, slots of VAE, slots of both. ARGV: seconds to remember; then for each
-# replica its engine (1 or 2), name and slots.
-# Returns how many sessions both take; -1 when that is not known.
+# KEYS: for score and then for VAE slots by replica, and until when each is known; slots of both.
+# ARGV: seconds to remember; then for each replica its engine (1 or 2), name and slots.
+# Returns how many sessions both take; -1 when that is not known. The sums are kept beside the
+# slots, so that this costs as much as there is news, however many replicas there are: every
+# gateway runs it every second.
 _SEEN = Script("""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 for i = 2, #ARGV, 3 do
-  redis.call('HSET', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2] .. ' ' .. now + ARGV[1])
+  local key, name, slots = KEYS[2 * ARGV[i] - 1], ARGV[i + 1], ARGV[i + 2]
+  local before = redis.call('HGET', key, name) or 0
+  if before ~= slots then
+    redis.call('HSET', key, name, slots)
+    redis.call('HINCRBY', key, '', slots - before)
+  end
+  redis.call('ZADD', KEYS[2 * ARGV[i]], now + ARGV[1], name)
 end
 local most = -1
-for _, key in ipairs(KEYS) do
-  local slots, all = -1, (key ~= KEYS[3] and redis.call('HGETALL', key) or {})
-  for i = 1, #all, 2 do
-    local has, known_until = string.match(all[i + 1], '(%d+) (%S+)')
-    if tonumber(known_until) < now then redis.call('HDEL', key, all[i])
-    else slots = math.max(slots, 0) + has end
+for i = 1, 3, 2 do
+  local slots, known = KEYS[i], KEYS[i + 1]
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', known, '-inf', now)) do
+    redis.call('HINCRBY', slots, '', -(redis.call('HGET', slots, gone) or 0))
+    redis.call('HDEL', slots, gone)
+    redis.call('ZREM', known, gone)
   end
-  if slots >= 0 and (most < 0 or slots < most) then most = slots end
+  if redis.call('ZCARD', known) > 0 then
+    local sum = tonumber(redis.call('HGET', slots, ''))
+    if most < 0 or sum < most then most = sum end
+  end
 end
-if most < 0 then redis.call('DEL', KEYS[3])
-else redis.call('SET', KEYS[3], most, 'EX', math.ceil(ARGV[1])) end
+if most < 0 then redis.call('DEL', KEYS[5])
+else redis.call('SET', KEYS[5], most, 'EX', math.ceil(ARGV[1])) end
 return most
 """)
 
 SLOTS = "tm:{fleet}:slots"  # sessions that the engines take together
-_KEYS = [f"{SLOTS}:score", f"{SLOTS}:vae", SLOTS]
+_KEYS = [
+    *(f"{SLOTS}:{engine}:{what}" for engine in ("score", "vae") for what in ("by_name", "until")),
+    SLOTS,
+]
 _PLACE = {Engine.SCORE: 1, Engine.VAE: 2}
 
 

@@ -146,6 +146,19 @@ class Attachments(Generic[Q, R]):
             self._tell()
             await attachment.close()
 
+    def begin(self) -> None:
+        """Let a session begin that ran nowhere before: on a slot, or not at all.
+
+        The headroom is for those that move here. Were it given to newcomers whenever callers wait,
+        a full fleet would have no room left for moving, and sessions that must move would end.
+
+        Raises:
+            NoCapacity: every slot is taken.
+        """
+        if len(self._running) > self._slots():
+            self._metrics.refusals.labels(self._engine, Refusal.CAPACITY).inc()
+            raise NoCapacity("a new session", retry_after=_RETRY_SECONDS)
+
     def ask_to_leave(self, reason: media_pb2.HandOverReason.ValueType) -> None:
         """Ask every gateway here to go on elsewhere."""
         time_left = min(self.terms.time_left_seconds, self._drain.remaining)

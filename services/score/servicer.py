@@ -125,6 +125,8 @@ class ScoreServicer(ScoreServiceServicer):
             if header.WhichOneof("message") != "attach":
                 got = header.WhichOneof("message")
                 raise BadInput("message", got=got, expected="attach first")
+            if not header.attach.tail.next_chunk:
+                self._attachments.begin()
             attach = self._reader.attach(header.attach)
             with about(session=attach.session_id):
                 async with (

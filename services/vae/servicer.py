@@ -117,6 +117,8 @@ class VaeServicer(VaeServiceServicer):
         header = await attachment.header()
         if (kind := header.WhichOneof("message")) != "attach":
             raise BadInput("message", got=kind, expected="attach, before anything else")
+        if not header.attach.tail.next_chunk:
+            self._attachments.begin()
         # The loop has frames of others to send while dozens of latents are unpacked.
         attach = await asyncio.to_thread(self._reader.attach, header.attach)
         video = _complete(attach.video, self._defaults)

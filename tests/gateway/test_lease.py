@@ -26,6 +26,7 @@ from talkingmachines.errors import Fenced, NotFound, Unavailable
 from talkingmachines.media import Latents, Mode, Pcm, SpeakerSpeech, Tensor
 from talkingmachines.spec import StreamSpec
 from talkingmachines.v1 import storage_pb2
+from tests.gateway.fleet import eventually
 
 SPEC = StreamSpec(8_000, 25, 1, 4, 16, 16)
 KEEP = 5
@@ -143,6 +144,59 @@ async def test_what_redis_lost_is_written_anew(redis: ValkeyServer) -> None:
         lease.wrote(9)
         with pytest.raises(Fenced):
             await keeping
+
+
+async def test_what_a_slow_redis_did_not_take_is_written_again_and_nothing_else(
+    redis: ValkeyServer,
+) -> None:
+    """Else every session would send its whole log to a Redis that is slow already."""
+    async with leases(redis) as (one, two):
+        grant = await one.open(record())
+        log = SessionLog(SPEC, [entry(chunk) for chunk in range(5)])
+        lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
+        keeping = asyncio.create_task(lease.keep())
+        lease.wrote(0)
+        await asyncio.sleep(0.1)
+        await two._store.do(lambda client: client.config_resetstat())
+        await two._store.do(lambda client: client.client_pause(2_300))  # longer than it is given
+        for chunk in (5, 6):
+            log.append(entry(chunk).chunk)
+            latents = entry(chunk).latents
+            assert latents is not None
+            log.answer(latents)
+            lease.wrote(chunk)
+            await asyncio.sleep(0.05)
+
+        async def pushed() -> int:
+            stats = await two._store.do(lambda client: client.info("commandstats"))
+            return int(stats.get("cmdstat_rpush", {"calls": 0})["calls"])
+
+        await asyncio.sleep(2.3)
+        await eventually(pushed)
+        assert await pushed() <= 3  # two chunks, perhaps the first of them twice
+        taken = await two.resume(grant.token, tenant="acme")
+        assert [message.chunk.chunk for message in taken.log] == [2, 3, 4, 5, 6]
+        keeping.cancel()
+
+
+async def test_a_redis_that_went_back_in_time_is_told_everything_again(
+    redis: ValkeyServer,
+) -> None:
+    """As a replica does that takes over before it has heard everything."""
+    async with leases(redis) as (one, two):
+        grant = await one.open(record())
+        log = SessionLog(SPEC, [entry(chunk) for chunk in range(9)])
+        lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
+        keeping = asyncio.create_task(lease.keep())
+        lease.wrote(0)
+        await asyncio.sleep(0.1)
+        await one._store.do(lambda client: client.hset(grant.keys[0], "end", 7))
+        await one._store.do(lambda client: client.ltrim(grant.keys[1], 0, -3))
+        lease.wrote(8)
+        await asyncio.sleep(0.1)
+        taken = await two.resume(grant.token, tenant="acme")
+        assert [message.chunk.chunk for message in taken.log] == [4, 5, 6, 7, 8]
+        keeping.cancel()
 
 
 class TestWrites:

@@ -163,6 +163,24 @@ def test_slots_and_headroom_and_no_more() -> None:
     in_replica(body)
 
 
+def test_headroom_is_for_those_that_move_and_not_for_sessions_that_begin() -> None:
+    async def body(replica: Replica) -> None:
+        wires = [Wire(1) for _ in range(2)]
+        tasks = [asyncio.create_task(serve(replica, wire, [])) for wire in wires]
+        await asyncio.sleep(0.1)
+        async with replica.attachments.attach(Wire(1)):  # a session that moves here
+            with pytest.raises(NoCapacity):
+                replica.attachments.begin()
+        assert replica.metric("tm_engine_refusals_total", reason="capacity") == 1
+        wires[0].close()
+        await tasks[0]
+        async with replica.attachments.attach(Wire(1)):
+            replica.attachments.begin()  # a slot is free
+        wires[1].close()
+
+    in_replica(body)
+
+
 def test_a_drain_asks_everybody_and_leaves_no_more_time_than_there_is() -> None:
     async def body(replica: Replica) -> None:
         seens: list[Seen] = [[], []]

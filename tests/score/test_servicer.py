@@ -321,14 +321,19 @@ async def test_who_vanishes_frees_the_slot(running: Running) -> None:
 
 
 async def test_a_full_replica_says_so(running: Running) -> None:
-    slots = (await running.describe()).capacity.slots
-    attached = [await (await caller(running)).attach() for _ in range(slots + 1)]
+    loaded = await running.describe()
+    slots = loaded.capacity.slots
+    attached = [await (await caller(running)).attach() for _ in range(slots)]
     late = await caller(running)
     late.send(attach=late.header())
     with pytest.raises(NoCapacity):
         await late.next()
-    attached[0].half_close()
     await running.until(slots)
+    await attached[0].draw()
+    moved = await Caller(running.stub, attached[0].call, loaded.checkpoint).attach()
+    attached[0].half_close()
+    moved.half_close()
+    await running.until(slots - 1)
     await (await caller(running)).attach()
 
 

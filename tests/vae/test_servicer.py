@@ -485,13 +485,16 @@ async def test_who_vanishes_frees_the_state(running: Running) -> None:
 
 
 async def test_a_full_replica_says_so(running: Running) -> None:
-    attached = [await Caller(running.stub, Call(seed)).attach() for seed in range(4)]
+    attached = [await Caller(running.stub, Call(seed)).attach() for seed in range(3)]
     late = Caller(running.stub, Call())
     late.send(attach=late.header())
     with pytest.raises(NoCapacity):
         await late.next()
-    attached[0].half_close()
     await running.until(3)
+    attached.append(await Caller(running.stub, Call(seed=3, chunks=1)).attach())  # it moves here
+    attached[0].half_close()
+    attached[1].half_close()
+    await running.until(2)
     await Caller(running.stub, Call()).attach()
 
 
