@@ -22,7 +22,7 @@ from loadtest.measures import Measure
 from loadtest.report import Report, summary
 from loadtest.scenario import BadScenario, Scenario, names, read
 from loadtest.stage import SPEECH
-from loadtest.swarm import run
+from loadtest.swarm import Interrupted, run
 from talkingmachines.cli.server import Server
 from talkingmachines.errors import BadInput, TalkingMachinesError
 
@@ -31,7 +31,8 @@ _TELL_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = options_of(arguments)
     server = Server(
         options.server,
         key=os.environ.get("TALKINGMACHINES_KEY"),
@@ -50,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadScenario, BadInput) as error:
         print(error, file=sys.stderr)
         return _USAGE
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return _STOPPED
     except TalkingMachinesError as error:
         print(error, file=sys.stderr)
         return _NOBODY
-    command = shlex.join(["python", "-m", "loadtest", *(arguments or sys.argv[1:])])
+    command = shlex.join(["python", "-m", "loadtest", *arguments])
     report = Report(scenario, book, finished, command)
     _write(report, options.out)
     print(json.dumps(report.to_dict()) if options.json else summary(report))
@@ -62,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _MET if report.met else _MISSED
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_of(arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command line means; ends the program where it means nothing."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtest",
         description=__doc__,
@@ -81,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="the whole report on standard output")
     add("--quiet", action="store_true", help="no progress")
     parser.epilog = "An API key is in TALKINGMACHINES_KEY, if one is needed."
-    return parser
+    return parser.parse_args(arguments)
 
 
 def _above_0(text: str) -> float:

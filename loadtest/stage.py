@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,8 @@ from loadtest.faults import Wounds, planned
 from loadtest.marks import Face, recordings
 from loadtest.measures import Measure, Sample, drift
 from loadtest.processes import descendants, memory_mb
-from loadtest.scenario import Ending, Scenario
+from loadtest.scenario import Ending, Line, Scenario
+from loadtest.wire import LOOPBACK, Wire
 from talkingmachines.cli.server import ROOT, NoFleet, Server, own_fleet
 from talkingmachines.client import Client
 from talkingmachines.errors import BadInput
@@ -41,6 +43,7 @@ class Stage:
 
     desk: Desk
     addresses: Addresses | None  # of a fleet of our own
+    wires: Mapping[Line, Wire]  # between its parts, where the scenario disturbs them
     loop: asyncio.AbstractEventLoop  # in which calls are held
 
     async def run(self, scenario: Scenario) -> None:
@@ -49,7 +52,7 @@ class Stage:
             await asyncio.Event().wait()
             return
         root, book = self.addresses.pid, self.desk.book
-        wounds = Wounds(root, {}, book)
+        wounds = Wounds(root, self.wires, book)
         async with asyncio.TaskGroup() as beside:
             beside.create_task(_weigh(root, book))
             beside.create_task(_alive(root))
@@ -70,8 +73,9 @@ async def stage(scenario: Scenario, server: Server, *, speech: Path) -> AsyncIte
     sounds = await asyncio.to_thread(recordings, speech)
     async with AsyncExitStack() as stack:
         addresses = None
+        wires, ports = await _wires(scenario, stack)
         if server.address is None:
-            addresses = await stack.enter_async_context(_own(scenario))
+            addresses = await stack.enter_async_context(_own(scenario, wires, ports))
         address = server.address or (addresses.address if addresses else "")
         faces = await stack.enter_async_context(_faces(server, address))
         loop = asyncio.get_running_loop()
@@ -79,7 +83,7 @@ async def stage(scenario: Scenario, server: Server, *, speech: Path) -> AsyncIte
         host = _host(address)
         desk = Desk(book, server.client, address, host, faces, sounds)
         await stack.enter_async_context(desk.stack)
-        yield Stage(desk, addresses, loop)
+        yield Stage(desk, addresses, wires, loop)
 
 
 def check(scenario: Scenario, server: Server) -> None:
@@ -106,12 +110,33 @@ def _host(address: str) -> tuple[str, int] | None:
     return (host, int(port)) if host and ":" not in host and port.isdigit() else None
 
 
+async def _wires(
+    scenario: Scenario, stack: AsyncExitStack
+) -> tuple[dict[Line, Wire], dict[Line, int]]:
+    """Lines that are to be disturbed, and the ports on which what they lead to must listen."""
+    ports = {line: _free_port() for line in scenario.lines}
+    wires = {line: Wire((LOOPBACK, port)) for line, port in ports.items()}
+    for wire in wires.values():
+        await stack.enter_async_context(wire)
+    return wires, ports
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as held:
+        return int(held.getsockname()[1])
+
+
 @asynccontextmanager
-async def _own(scenario: Scenario) -> AsyncIterator[Addresses]:
+async def _own(
+    scenario: Scenario, wires: Mapping[Line, Wire], ports: Mapping[Line, int]
+) -> AsyncIterator[Addresses]:
     """A fleet for this run alone, with a data folder of its own."""
     wishes = scenario.fleet
     with tempfile.TemporaryDirectory(prefix="tm-load-") as folder:
         variables = {DATA_VARIABLE: str(Path(folder) / "data")}
+        for line, wire in wires.items():
+            variables[f"TM_LOCAL_{line.upper()}_PORT"] = str(ports[line])
+            variables[f"TM_LOCAL_{line.upper()}_VIA"] = wire.address
         groups: Mapping[str, Mapping[str, str]] = {
             "TM_LOCAL_": wishes.local,
             "TM_GATEWAY_": wishes.gateway,

@@ -74,19 +74,24 @@ def run(
     Raises:
         TalkingMachinesError: the fleet does not answer, or is no more.
         BadInput: the scenario cannot be done there.
+        Interrupted: it was stopped before there was anything to report.
     """
     ready, end = Future[Stage](), Future[None]()
     with _signals() as stopped:
-        pool = gevent.get_hub().threadpool
-        side = pool.spawn(asyncio.run, _asyncio_side(scenario, server, speech, ready, end))
+        other = _asyncio_side(scenario, server, speech, ready, end)
+        side = gevent.get_hub().threadpool.spawn(_native, other)
+        whole = False
         try:
             _until(_woken(ready), side, stopped)
-            if not ready.done():  # it was stopped, or the side says why
-                return Book(lambda: 0.0), False
-            whole = _swarm(scenario, ready.result(), side, stopped, progress, web_port)
+            if ready.done():
+                whole = _swarm(scenario, ready.result(), side, stopped, progress, web_port)
         finally:
             end.set_result(None)
-            side.get()  # raises what went wrong there
+            wrong = side.get()
+    if wrong is not None:
+        raise wrong
+    if not ready.done():
+        raise Interrupted("stopped before there was a fleet")
     return ready.result().desk.book, whole
 
 
@@ -126,6 +131,17 @@ def _swarm(
     return not stopped.is_set() and not side.ready()
 
 
+def _native(what: Coroutine[Any, Any, None]) -> BaseException | None:
+    """Run what belongs to the other thread; returns what went wrong instead of raising it there,
+    where gevent would print it.
+    """
+    try:
+        asyncio.run(what)
+    except Exception as error:  # noqa: BLE001  raised where it is waited for
+        return error
+    return None
+
+
 async def _asyncio_side(
     scenario: Scenario,
     server: Server,
@@ -133,8 +149,24 @@ async def _asyncio_side(
     ready: Future[Stage],
     end: Future[None],
 ) -> None:
-    """What the native thread runs: the stage, and callers as the other side brings them."""
+    """What the native thread runs, until the other side has brought its last caller."""
     ended = asyncio.wrap_future(end)
+    running = asyncio.create_task(_hold(scenario, server, speech, ready, ended))
+    await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        running.cancel()  # it was stopped while a fleet was starting
+    await asyncio.wait({running})
+    if not running.cancelled():
+        running.result()
+
+
+async def _hold(
+    scenario: Scenario,
+    server: Server,
+    speech: Path,
+    ready: Future[Stage],
+    ended: asyncio.Future[None],
+) -> None:
     async with stage(scenario, server, speech=speech) as made:
         ready.set_result(made)
         await _first(made.desk.begun.wait(), ended)

@@ -14,7 +14,7 @@ from typing import Self
 
 _PIECE = 64 * 1024  # bytes read at once
 _WAITING = 64  # pieces on their way in one direction
-_HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 
 class Wire:
@@ -36,7 +36,7 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, _HOST, self._wished)
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, self._wished)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -54,7 +54,7 @@ class Wire:
 
     @property
     def address(self) -> str:
-        return f"{_HOST}:{self.port}"
+        return f"{LOOPBACK}:{self.port}"
 
     def cut(self) -> None:
         """Break all connections, and refuse new ones until `mend`."""
