@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         scenario = read(options.scenario)
         scenario = scenario.resized(scale=options.scale, seconds=options.seconds)
+        scenario = scenario.model_copy(update={"seed": _seed(scenario, options.seed)})
         progress = _silent if options.quiet else _progress(scenario)
         if server.address is None:
             print("starting a fleet", file=sys.stderr)
@@ -77,6 +78,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("scenario", help=f"a TOML file, or one of {', '.join(names())}")
     add("--scale", type=_above_0, default=1.0, help="so many times the callers")
     add("--seconds", type=_above_0, help="all phases shortened, or stretched, to so long together")
+    add("--seed", type=int, help="instead of the scenario's own")
     add("--server", help="host:port of gateways; not given: a fleet of its own on this machine")
     add("--tls", action="store_true", help="TLS, with the authorities that gRPC knows")
     add("--authorities", type=Path, help="PEM file of whom to believe; means TLS")
@@ -87,6 +89,12 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     parser.epilog = "An API key is in TALKINGMACHINES_KEY, if one is needed."
     return parser.parse_args(arguments)
+
+
+def _seed(scenario: Scenario, given: int | None) -> int:
+    """Pods of one Job differ, else their callers could not be told from each other."""
+    pod = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+    return (scenario.seed if given is None else given) + pod
 
 
 def _above_0(text: str) -> float:

@@ -27,6 +27,7 @@ class Measure(StrEnum):
         "answer"  # s, DRIVE: from its speech to its sound; CONVERSE: from the user's last voice
     )
     STALLS = "stalls"  # s, of each time a viewer's picture stood still
+    CUT_PAUSES = "cut_pauses"  # s, that a viewer's picture stood still after an interruption
     STALLED_SHARE = "stalled_share"  # 0 to 1, of each call's time
     FRAMES = "frames"  # that came
     MISSING_FRAMES = "missing_frames"  # that never came

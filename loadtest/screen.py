@@ -1,4 +1,4 @@
-"""A viewer: waits for a start buffer, then shows a frame when it is due, and counts its own stalls.
+"""A viewer: waits for a start buffer, then shows frames when they are due, and counts its stalls.
 
 Knows times and frame numbers alone, and is told both, so its tests need no clock.
 """
@@ -26,34 +26,36 @@ class Screen:
     fps: int
     buffer_seconds: float
     stalls: list[tuple[float, float]] = field(default_factory=list)  # when it began, s; how long, s
+    pauses: list[float] = field(default_factory=list)  # s, after interruptions
     frames: int = 0
     missing: int = 0
     _first: int = 0
     _start: float = 0.0  # when the first frame is, or would have been, shown
     _last: int | None = None
+    _cut_at: float | None = None  # since when nothing has come after an interruption
 
     def frame(self, number: int, now: float) -> None:
         """A frame has come."""
         self.frames += 1
-        if self._last is None:
-            self._first, self._start = number, now + self.buffer_seconds
+        if self._last is None or self._cut_at is not None:
+            self._begin(number, now)
         else:
             self._follow(number, now, self._last)
         self._last = number
 
     def cut(self, number: int, now: float) -> None:
-        """What lies at and behind this frame is void and comes again; shown as soon as it does.
+        """The character was cut off: what lies at and behind this frame is void and comes again.
 
-        The gateway goes on from where it last heard that we were, a little before where we are: to
-        show that again is no stall.
+        The picture stands still until the next frame, and until the buffer is filled again: a pause
+        that every interruption has, counted apart from stalls.
         """
         if self._last is not None:
             self._last = min(self._last, number - 1)
-            self._start += max(0.0, now - self._due(number))
+            self._cut_at = now if self._cut_at is None else self._cut_at
 
     def gone(self, now: float) -> None:
         """The call ends: whatever was due by now and did not come is a stall."""
-        if self._last is not None:
+        if self._last is not None and self._cut_at is None:
             self._noted(self._due(self._last + 1), now)
 
     def shown(self, now: float) -> int:
@@ -62,6 +64,12 @@ class Screen:
             return 0
         due = self._first + int((now - self._start) * self.fps) + 1
         return max(self._first, min(due, self._last + 1))
+
+    def _begin(self, number: int, now: float) -> None:
+        self._first, self._start = number, now + self.buffer_seconds
+        if self._cut_at is not None:
+            self.pauses.append(self._start - self._cut_at)
+            self._cut_at = None
 
     def _follow(self, number: int, now: float, last: int) -> None:
         missing = max(0, number - last - 1)

@@ -23,14 +23,15 @@ from loadtest.measures import Measure, Sample, drift
 from loadtest.processes import descendants, memory_mb
 from loadtest.scenario import Ending, Line, Scenario
 from loadtest.wire import LOOPBACK, Wire
-from talkingmachines.cli.server import ROOT, NoFleet, Server, own_fleet
+from talkingmachines.cli.server import NoFleet, Server, own_fleet
 from talkingmachines.client import Client
 from talkingmachines.errors import BadInput
 from talkingmachines.local import DATA_VARIABLE, Addresses
 from talkingmachines.v1 import avatar_pb2
 
-SPEECH = ROOT / "models" / "tiny" / "speech"
-PICTURES = ROOT / "models" / "tiny" / "avatars"
+# Beside this package, in a checkout and in the image.
+_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny"
+SPEECH, PICTURES = _MODEL / "speech", _MODEL / "avatars"
 
 _MEMORY_SECONDS = 5.0
 _FEWEST_MEMORY = 6  # samples of a process that say anything about growth

@@ -56,7 +56,8 @@ class Watching:
         self._skews: list[float] = []  # since the last report
         self._skewed: list[tuple[float, float]] = []  # a value of each report
         self._told = dict.fromkeys(_COUNTED, 0)
-        self._reported_frames = self._reported_missing = self._reported_stalls = 0
+        self._reported_frames = self._reported_missing = 0
+        self._reported_stalls = self._reported_pauses = 0
         self._checked = self._misnamed = 0  # names in greetings: all, and those of others
         self._told_marks = (0, 0)
         self.turn_began: Callable[[], None] = lambda: None
@@ -164,6 +165,9 @@ class Watching:
             self._book.note(Measure.STALLS, seconds, call=self._log.number, at=began)
             self._log.stalls.append((began, seconds))
         self._reported_stalls = len(screen.stalls)
+        for pause in screen.pauses[self._reported_pauses :]:
+            self._note(Measure.CUT_PAUSES, pause)
+        self._reported_pauses = len(screen.pauses)
         if self._skews:
             mean = sum(self._skews) / len(self._skews)
             self._skewed.append((self._book.now, mean))

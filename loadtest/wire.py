@@ -8,12 +8,15 @@ open and moves nothing, as when a cable is pulled; what was held comes afterward
 from __future__ import annotations
 
 import asyncio
+import struct
 from contextlib import suppress
+from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
 from typing import Self
 
 _PIECE = 64 * 1024  # bytes read at once
 _WAITING = 64  # pieces on their way in one direction
+_RESET = struct.pack("ii", 1, 0)  # closing tells the other end that the connection is broken
 LOOPBACK = "127.0.0.1"
 
 
@@ -76,6 +79,7 @@ class Wire:
 
     def _break(self) -> None:
         for writer in self._writers:
+            writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
             writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +92,7 @@ class Wire:
                 with suppress(OSError):
                     await self._carry(reader, writer)
         finally:
-            writer.transport.abort()
+            writer.close()
             self._writers.discard(writer)
             self._tasks.discard(task)
 
@@ -108,7 +112,7 @@ class Wire:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            far_writer.transport.abort()
+            far_writer.close()
             self._writers.discard(far_writer)
 
     async def _way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -116,18 +116,19 @@ def test_frames_that_never_come_leave_the_picture_standing() -> None:
     assert stalls(screen) == [(0.4, 0.5)]
 
 
-def test_going_back_after_an_interruption_is_no_stall_and_waiting_for_it_is() -> None:
+def test_the_pause_after_an_interruption_is_counted_apart_and_the_buffer_fills_again() -> None:
     screen = Screen(fps=10, buffer_seconds=0.2)
     for number in range(20):
         screen.frame(number, number / 10)
     assert screen.shown(1.65) == 15
     screen.cut(13, now=1.7)  # what was shown at 1.5 s
     for number in range(13, 20):
-        screen.frame(number, 1.7 + (number - 13) / 10)
-    assert screen.stalls == []
+        screen.frame(number, 2.1 + (number - 13) / 10)
+    assert stalls(screen) == []
     assert screen.missing == 0
-    screen.frame(20, 2.9)  # due at 2.4 s
-    assert stalls(screen) == [(2.4, 0.5)]
+    assert [round(pause, 6) for pause in screen.pauses] == [0.6]  # 0.4 s to come, 0.2 s of buffer
+    screen.frame(20, 3.5)  # due at 2.3 s + 7 frames
+    assert stalls(screen) == [(3.0, 0.5)]
 
 
 def test_a_call_that_ends_without_its_last_frames_has_stalled() -> None:
