@@ -18,7 +18,7 @@ from typing import Any
 from loadtest.arrivals import drawn
 from loadtest.book import Book
 from loadtest.processes import of_part
-from loadtest.scenario import Disturb, Fault, Faults, Freeze, Kill, Line, Part, Scenario
+from loadtest.scenario import Disturb, Fault, Freeze, Kill, Line, Part, Scenario
 from loadtest.wire import Wire
 
 
@@ -39,15 +39,15 @@ def planned(scenario: Scenario) -> list[Due]:
     draw = random.Random(f"faults {scenario.seed}")
     end = scenario.seconds - faults.last_before
     found, at = list[Due](), faults.first_after
+    waiting = list[Fault]()
     while at <= end:
-        found.append(_due(at, faults, draw))
+        # All of them in some order, then again: a short run misses none for bad luck.
+        waiting = waiting or draw.sample(faults.each_of, len(faults.each_of))
+        fault = waiting.pop()
+        seconds = 0.0 if isinstance(fault, Kill) else drawn(fault.seconds, draw)
+        found.append(Due(at, fault, seconds))
         at += faults.every_seconds
     return found
-
-
-def _due(at: float, faults: Faults, draw: random.Random) -> Due:
-    (fault,) = draw.choices(faults.one_of, [one.share for one in faults.one_of])
-    return Due(at, fault, 0.0 if isinstance(fault, Kill) else drawn(fault.seconds, draw))
 
 
 @dataclass(frozen=True, slots=True)

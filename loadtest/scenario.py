@@ -145,7 +145,6 @@ class Kill(_Part):
 
     do: Literal["kill"]
     part: Part
-    share: Share = 1.0
 
 
 class Freeze(_Part):
@@ -154,7 +153,6 @@ class Freeze(_Part):
     do: Literal["freeze"]
     part: Part
     seconds: Range
-    share: Share = 1.0
 
 
 class Disturb(_Part):
@@ -164,7 +162,6 @@ class Disturb(_Part):
     line: Line
     seconds: Range
     delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0  # for delay: of every piece of data
-    share: Share = 1.0
 
     @model_validator(mode="after")
     def _delay_has_a_length(self) -> Self:
@@ -182,7 +179,7 @@ class Faults(_Part):
     first_after: Annotated[float, Field(ge=0)] = 10.0  # seconds
     every_seconds: Seconds
     last_before: Annotated[float, Field(ge=0)] = 10.0  # seconds before the end: time to recover
-    one_of: Annotated[tuple[Fault, ...], Field(min_length=1)]
+    each_of: Annotated[tuple[Fault, ...], Field(min_length=1)]
 
 
 class Objective(_Part):
@@ -251,7 +248,7 @@ class Scenario(_Part):
     @property
     def lines(self) -> frozenset[Line]:
         """Connections between parts that it disturbs."""
-        faults = self.faults.one_of if self.faults else ()
+        faults = self.faults.each_of if self.faults else ()
         return frozenset(fault.line for fault in faults if isinstance(fault, Disturb))
 
     def resized(self, *, scale: float = 1.0, seconds: float | None = None) -> Scenario:

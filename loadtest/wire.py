@@ -89,7 +89,8 @@ class Wire:
         self._writers.add(writer)
         try:
             if not self._refuses:
-                with suppress(OSError):
+                # Cancelled when the line is no more; asyncio's streams would complain of that.
+                with suppress(OSError, asyncio.CancelledError):
                     await self._carry(reader, writer)
         finally:
             writer.close()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(600)  # a machine that is busy starts a fleet i
 SCENARIO = """
 name = "hurt"
 about = "A gateway is killed, and lines are held and cut, while two people speak."
-seed = 3
+seed = 2
 farewell_seconds = 60
 
 [[phases]]
@@ -35,7 +35,7 @@ queue_seconds = 60
 first_after = 3
 every_seconds = 4
 last_before = 4
-one_of = [
+each_of = [
   {do = "kill", part = "gateway"},
   {do = "hold", line = "engines", seconds = 1},
   {do = "cut", line = "redis", seconds = 1},

@@ -40,7 +40,7 @@ endings = {hang_up = 1, vanish = 1}
 
 [faults]
 every_seconds = 20
-one_of = [
+each_of = [
   {do = "kill", part = "score"},
   {do = "freeze", part = "vae", seconds = [1, 2]},
   {do = "delay", line = "engines", seconds = 3, delay_ms = 50},
@@ -75,7 +75,7 @@ def test_what_comes_along_is_sound(name: str) -> None:
             "seconds = -1",
             "phases.0.seconds: Input should be greater than 0, got -1",
         ),
-        ('part = "score"', 'part = "scoer"', "faults.one_of.0.kill.part: Input should be"),
+        ('part = "score"', 'part = "scoer"', "faults.each_of.0.kill.part: Input should be"),
         ("call_seconds = [5, 9]", "call_seconds = [9, 5]", "expected the smaller number first"),
         ("share = 3", "shore = 3", "callers.0.shore: Extra inputs are not permitted, got 3"),
         ('phase = "slow"', 'phase = "slo"', "expected a phase of slow, growing, got 'slo'"),
@@ -163,3 +163,10 @@ def test_a_phase_ends_where_the_next_begins(tmp_path: Path) -> None:
         "growing",
         "growing",
     ]
+
+
+def test_every_fault_has_its_turn_before_any_comes_again(tmp_path: Path) -> None:
+    for seed in range(5):
+        plan = planned(scenario(tmp_path, GOOD).model_copy(update={"seed": seed}))
+        assert {due.fault.do for due in plan[:3]} == {"kill", "freeze", "delay"}
+        assert {due.fault.do for due in plan[3:]} == {"kill", "freeze", "delay"}
