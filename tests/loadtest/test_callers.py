@@ -19,6 +19,7 @@ from loadtest.caller import call
 from loadtest.marks import Ear, Voice
 from loadtest.measures import Measure
 from loadtest.scenario import Caller, Ending
+from services.gateway.attaching import Patience
 from talkingmachines.errors import Internal, NoCapacity
 from talkingmachines.media import Pcm
 from tests.gateway.fleet import eventually
@@ -130,7 +131,7 @@ async def test_who_vanishes_says_nothing_and_who_leaves_is_gone_at_once(
 
 
 async def test_how_calls_end_is_told_apart(redis: ValkeyServer, tmp_path: Path) -> None:
-    async with floor(redis, tmp_path, clock()) as on:
+    async with floor(redis, tmp_path, clock(), patience=Patience(open=0.5)) as on:
         on.fleet.score.replica.refusal = NoCapacity("an attachment", retry_after=1)
         await call(arrival(0, 1.0), on.desk)
         on.fleet.score.replica.refusal = Internal("a fault of ours")
