@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from loadtest.book import Book
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TalkingMachinesError as error:
         print(error, file=sys.stderr)
         return _NOBODY
-    command = shlex.join(["python", "-m", "loadtest", *arguments])
+    command = shlex.join(["python", "-m", "loadtest", *_telling(arguments)])
     report = Report(scenario, book, finished, command)
     _write(report, options.out)
     print(json.dumps(report.to_dict()) if options.json else summary(report))
@@ -89,6 +89,16 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress")
     parser.epilog = "An API key is in TALKINGMACHINES_KEY, if one is needed."
     return parser.parse_args(arguments)
+
+
+def _telling(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments without where the report went, which changes nothing in it."""
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--out":
+            next(given)
+        elif not argument.startswith("--out="):
+            yield argument
 
 
 def _seed(scenario: Scenario, given: int | None) -> int:
