@@ -12,6 +12,7 @@ _WIDTH, _HEIGHT = 960, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 22, 20
 _COLOURS = ("#1668b8", "#c4532d", "#3a8c4c", "#8a4fae", "#a37b13", "#1d8a99", "#b3356f", "#666")
 _GRID, _FAULT, _STALL = "#e2e2e2", "#d99", "#d00"
+_NAMED = 6  # series; of more each has its name where the pointer is
 _LEAST_ROW, _MOST_ROW = 2.0, 14.0  # pixels of one call
 
 
@@ -51,7 +52,7 @@ def plot(
     for number, one in enumerate(series):
         colour = _COLOURS[number % len(_COLOURS)]
         places = [(_x(at, end), y(value)) for at, value in one.points]
-        parts.append(_line(places, colour) if lines else _dots(places, colour, one.name))
+        parts.append(_line(places, colour, one.name) if lines else _dots(places, colour, one.name))
     return _frame(title, _HEIGHT, parts, end, marks, series)
 
 
@@ -85,9 +86,10 @@ def _bar(
     )
 
 
-def _line(places: Sequence[tuple[float, float]], colour: str) -> str:
+def _line(places: Sequence[tuple[float, float]], colour: str, name: str) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}"/>'
+    title = f"<title>{escape(name)}</title>"
+    return f'<polyline points="{path}" fill="none" stroke="{colour}">{title}</polyline>'
 
 
 def _dots(places: Iterable[tuple[float, float]], colour: str, name: str) -> str:
@@ -117,7 +119,7 @@ def _frame(
     ]
     names = " ".join(
         f'<tspan fill="{_COLOURS[number % len(_COLOURS)]}">{escape(one.name)}</tspan>'
-        for number, one in enumerate(series)
+        for number, one in enumerate(series if len(series) <= _NAMED else ())
     )
     bold = f'<tspan font-weight="bold">{escape(title)}</tspan>'
     head = f'<text x="{_LEFT}" y="14">{bold}  {names}</text>'

@@ -110,6 +110,8 @@ class Report:
         phases = self._phases
         names = [phase.name for phase in self.scenario.phases if phase.name in phases]
         parts = ["<h2>Figures by phase</h2>"]
+        if len(names) == 1:
+            names = []  # it is the whole
         for name, samples in [
             *((name, phases[name]) for name in names),
             ("whole", self.book.samples),
