@@ -7,7 +7,7 @@ comma := ,
 .PHONY: test check demo call protos chart scan released constraints model clean
 
 # What lives in real time, or starts many processes: both cores at once.
-ALONE := $(addprefix tests/,cli client e2e gateway local web score/test_app.py vae/test_app.py)
+ALONE := $(addprefix tests/,cli client e2e gateway loadtest local web score/test_app.py vae/test_app.py)
 
 test: check .venv/helm/4/helm ## everything that must hold
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(addprefix --ignore ,$(ALONE))

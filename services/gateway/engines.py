@@ -105,7 +105,9 @@ class Engines:
         try:
             answer = await self._ask()
         except Unavailable as error:
-            self._loaded = None
+            # What answered a moment ago is likely to be back in another: attaching waits for that.
+            if clock() - self._asked_at > _FRESH_SECONDS:
+                self._loaded = None
             self._tell(str(error))
             raise
         self._asked_at = clock()

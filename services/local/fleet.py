@@ -106,8 +106,10 @@ class _Plan:
 
     @classmethod
     def of(cls, settings: Settings, folder: Path) -> _Plan:
-        named = ("redis", "grpc", "http", "metrics", "bridge", "bridge metrics")
+        named = ("http", "metrics", "bridge", "bridge metrics")
         ports = {name: free_port() for name in named} | {
+            "redis": settings.redis_port or free_port(),
+            "grpc": settings.engines_port or free_port(),
             "gateway": settings.port or free_port(),
             "web": settings.web_port or free_port_like(WEB_PORT),
         }
@@ -202,15 +204,17 @@ class _Plan:
             "TM_GATEWAY_LISTEN__NOTICE_SECONDS": "0",
             "TM_GATEWAY_WEB__HOST": LOOPBACK,
         }
+        engines = self.settings.engines_via or self.addresses.engines
+        redis = self.settings.redis_via
         joined = {
             "TM_GATEWAY_WEB__PORT": str(self.ports["web"]),
             "TM_GATEWAY_LISTEN__HOST": self.settings.host,
             "TM_GATEWAY_LISTEN__PORT": str(self.ports["gateway"]),
             "TM_GATEWAY_ENDPOINT__PORT": str(self.ports["metrics"]),
-            "TM_GATEWAY_SCORE__ADDRESS": self.addresses.engines,
-            "TM_GATEWAY_VAE__ADDRESS": self.addresses.engines,
+            "TM_GATEWAY_SCORE__ADDRESS": engines,
+            "TM_GATEWAY_VAE__ADDRESS": engines,
             "TM_GATEWAY_ENGINE_TOKEN_FILE": str(self.token),
-            "TM_GATEWAY_REDIS__URL": self.addresses.redis,
+            "TM_GATEWAY_REDIS__URL": f"redis://{redis}" if redis else self.addresses.redis,
             "TM_GATEWAY_BLOBS_URL": (self.settings.data / "blobs").as_uri(),
         }
         if self.converses:
@@ -268,8 +272,14 @@ def _check(settings: Settings) -> None:
         )
     if settings.port:
         check_free(settings.host, settings.port, what="the gateway", setting="TM_LOCAL_PORT")
-    if settings.web_port:
-        check_free(LOOPBACK, settings.web_port, what="the page", setting="TM_LOCAL_WEB_PORT")
+    inside = {
+        "the page": (settings.web_port, "TM_LOCAL_WEB_PORT"),
+        "Redis": (settings.redis_port, "TM_LOCAL_REDIS_PORT"),
+        "the engines' ingress": (settings.engines_port, "TM_LOCAL_ENGINES_PORT"),
+    }
+    for what, (port, setting) in inside.items():
+        if port:
+            check_free(LOOPBACK, port, what=what, setting=setting)
 
 
 def _advice(settings: Settings) -> str:

@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"  # of the gateway; all other parts stay on this machine
     port: Port = DEFAULT_PORT  # of the gateway; 0: any free one
     web_port: Port = 0  # of the page, on loopback; 0: WEB_PORT if it is free, else any
+    engines_port: Port = 0  # of the ingress of score and VAE; 0: any free one
+    redis_port: Port = 0
+    # What the gateway is to connect to instead of these: host:port of something that stands before
+    # them and passes on what comes, as load tests have it.
+    engines_via: str = ""
+    redis_via: str = ""
     sessions: Annotated[int, Field(ge=1)] = 2  # at once
     ready_seconds: Annotated[float, Field(gt=0)] = 180.0  # after which starting is given up
     converse: bool | None = None  # hold conversations; not given: if what they need is installed

@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from talkingmachines.client import Client, Tls
 from talkingmachines.errors import TalkingMachinesError
@@ -95,8 +96,13 @@ async def connected(
 
 
 @asynccontextmanager
-async def own_fleet(*, converse: bool) -> AsyncIterator[Addresses]:
+async def own_fleet(
+    *, converse: bool, variables: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Addresses]:
     """A fleet that lasts as long as the command.
+
+    Args:
+        variables: of its environment, over those that there are.
 
     Raises:
         NoFleet: it does not start; says why.
@@ -104,7 +110,8 @@ async def own_fleet(*, converse: bool) -> AsyncIterator[Addresses]:
     process = await asyncio.create_subprocess_exec(
         *serve_command("--json"),
         env=serve_environment()
-        | {"TM_LOCAL_PORT": "0", "TM_LOCAL_CONVERSE": str(converse).lower()},
+        | {"TM_LOCAL_PORT": "0", "TM_LOCAL_CONVERSE": str(converse).lower()}
+        | dict(variables),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=PIPE,
         stderr=PIPE,

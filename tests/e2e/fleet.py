@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from loadtest.processes import descendants
 from talkingmachines.client import Client
 from talkingmachines.local import Addresses
 from tests.e2e.model import write_model
@@ -51,24 +52,6 @@ class RunningFleet:
         pid = min(self.processes(name))
         os.kill(pid, signal.SIGKILL)
         return pid
-
-
-def descendants(root: int) -> dict[int, str]:
-    """Command lines of all processes below `root`, itself included, by process id."""
-    parents, lines = dict[int, int](), dict[int, str]()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        with suppress(OSError):  # it has just ended
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                pid = int(folder.name)
-                parents[pid] = int(parent)
-                lines[pid] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    below = {root}
-    while found := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= found
-    return {pid: lines[pid] for pid in sorted(below) if pid in lines}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talkingmachines import duration
 from talkingmachines.errors import BadInput
@@ -62,7 +63,7 @@ class Film(Protocol):
 
 class FakeVae(VaeServiceServicer):
     """Args:
-    film: makes encoders whose frames really are of the codec asked for.
+    film: makes encoders whose frames really are of the codec asked for; told the anchor besides.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class FakeVae(VaeServiceServicer):
         *,
         tail_latents: int = 8,
         frames_per_latent: int = 4,
-        film: Callable[[VideoFormat, StreamSpec], Film] | None = None,
+        film: Callable[[VideoFormat, StreamSpec, bytes], Film] | None = None,
     ) -> None:
         self.film = film
+        self.anchor_of: Callable[[RawPicture], NDArray[Any]] = self._digest
         self.checkpoint = "fake-vae-1"
         self.tail_latents = tail_latents
         self.frames_per_latent = frames_per_latent
@@ -98,10 +100,12 @@ class FakeVae(VaeServiceServicer):
 
     async def Encode(self, request: vae_pb2.EncodeRequest, context: Any) -> vae_pb2.EncodeResponse:
         picture = RawPicture.from_proto(request.image, at="image")
-        digest = hashlib.sha256(self.checkpoint.encode() + picture.pixels).digest()
-        values = np.frombuffer(digest, np.uint8)[:16].reshape(4, 1, 2, 2)
-        anchor = Tensor.from_array(values.astype(np.float32))
+        anchor = Tensor.from_array(self.anchor_of(picture).astype(np.float32))
         return vae_pb2.EncodeResponse(anchor=anchor.to_proto(), checkpoint=self.checkpoint)
+
+    def _digest(self, picture: RawPicture) -> NDArray[Any]:
+        digest = hashlib.sha256(self.checkpoint.encode() + picture.pixels).digest()
+        return np.frombuffer(digest, np.uint8)[:16].reshape(4, 1, 2, 2)
 
     async def Decode(
         self, request_iterator: AsyncIterator[vae_pb2.DecodeRequest], context: Any
@@ -150,7 +154,7 @@ class _Session:
         self.anchor = Tensor.from_proto(attach.anchor, at="attach.anchor").payload
         self.encoder = next(vae.encoders)
         wanted = VideoFormat.from_proto(attach.video, at="attach.video")
-        self.film = None if vae.film is None else vae.film(wanted, self.spec)
+        self.film = None if vae.film is None else vae.film(wanted, self.spec, self.anchor)
         self.encoded = 0
         tail = LogTail(0)
         if attach.HasField("tail"):

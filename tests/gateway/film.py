@@ -49,7 +49,7 @@ class DrawnFilm:
         return EncodedPicture(self._codec, encoded.key, encoded.payload)
 
 
-def numbered_film(video: VideoFormat, spec: StreamSpec) -> DrawnFilm:
+def numbered_film(video: VideoFormat, spec: StreamSpec, _anchor: bytes) -> DrawnFilm:
     """Twelve upright bars, bright for a one: the frame's number, the highest bit first."""
 
     def bars(number: int) -> Luma:

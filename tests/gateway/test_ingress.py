@@ -47,6 +47,28 @@ async def test_a_gateway_starts_before_its_engines_and_says_when_to_come_again(
         assert talk.sound
 
 
+async def test_a_call_that_begins_while_the_ingress_is_started_again_waits_for_it(
+    redis: ValkeyServer, tmp_path: Path
+) -> None:
+    """As running calls do. The gateway has noticed: it asks every two seconds."""
+    async with fleet(redis, tmp_path) as on:
+        one = await on.gateway()
+        avatar = await one.avatar()
+        await on.stop_engines()
+        request = avatar_pb2.CreateAvatarRequest(display_name="Ada", image=png())
+        with pytest.raises(Unavailable):
+            await one.stub.CreateAvatar(request, timeout=5)
+        await asyncio.sleep(2.5)
+        talk = Talk().start(one.stub, avatar_id=avatar, mode=DRIVE)
+        talk.say(voice(0.3))
+        talk.hang_up()
+        await asyncio.sleep(0.5)
+        assert not talk.ended
+        await on.start_engines()
+        assert (await talk.over()).error is None
+        assert talk.sound
+
+
 async def _made(stub: Any, request: avatar_pb2.CreateAvatarRequest) -> bool:
     try:
         await stub.CreateAvatar(request)

@@ -75,7 +75,7 @@ def pods(found: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
         match manifest["kind"]:
             case "Pod":
                 yield name, spec
-            case "Deployment" | "StatefulSet":
+            case "Deployment" | "StatefulSet" | "Job":
                 yield name, spec["template"]["spec"]
             case "RayService":
                 cluster = spec["rayClusterConfig"]

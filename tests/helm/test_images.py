@@ -89,7 +89,7 @@ def test_images_have_the_version_that_the_chart_names() -> None:
 @each_image
 def test_copied_code_imports_nothing_that_stays_behind(image: Path, tmp_path: Path) -> None:
     """The service's modules, from a folder with only what the image gets."""
-    copied = [source for source in sources(image) if source.startswith("services/")]
+    copied = [source for source in sources(image) if source.startswith(("services/", "loadtest"))]
     for source in copied:
         target = tmp_path / source
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,7 @@ def test_copied_code_imports_nothing_that_stays_behind(image: Path, tmp_path: Pa
         for source in copied
         if (ROOT / source / "settings.py").exists()
     ]
+    mains += ["loadtest.stage"] if "loadtest" in copied else []
     code = f"import importlib; [importlib.import_module(name) for name in {mains}]"
     subprocess.run(
         [sys.executable, "-P", "-c", code],

@@ -102,9 +102,11 @@ def test_every_kind_of_every_option_is_valid() -> None:
         "model.source=image",
         "model.image.reference=models:1",
         "monitoring.dashboards=true",
+        "loadtest.enabled=true",
+        'loadtest.file=name = "mine"',
     )
     found = manifests("cpu", *options)
-    assert {"HorizontalPodAutoscaler", "Ingress"} <= {manifest["kind"] for manifest in found}
+    assert {"HorizontalPodAutoscaler", "Ingress", "Job"} <= {one["kind"] for one in found}
     for manifest in found:
         if not manifest["apiVersion"].startswith(CUSTOM):
             kinds.check(manifest, VERSIONS[0])
@@ -133,6 +135,7 @@ def test_every_kind_of_every_option_is_valid() -> None:
         ("score.settings.replicas.least=3", "least"),
         ("score.settings.replicas.gpus=1", "model.source"),
         ("engines.redis.enabled=true", "engines.redis.address"),
+        ("loadtest.scale=0", "loadtest"),
         ("gateway.deletionCost.enabled=true", "networkPolicy.kubernetesApi.peers"),
         ("model.source=url,model.url.from=s3://b,score.settings.audio=/a", "score.settings"),
     ],

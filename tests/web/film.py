@@ -24,7 +24,7 @@ class SignedFilms:
     def __init__(self) -> None:
         self._serials = count(1)
 
-    def __call__(self, video: VideoFormat, spec: StreamSpec) -> DrawnFilm:
+    def __call__(self, video: VideoFormat, spec: StreamSpec, _anchor: bytes) -> DrawnFilm:
         serial = next(self._serials)
         rows = np.arange(spec.height) * SIDE // spec.height
         columns = np.arange(spec.width) * SIDE // spec.width

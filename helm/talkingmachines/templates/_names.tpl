@@ -27,7 +27,7 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* (root, image) → reference; image is gateway, bridge or engine */}}
+{{/* (root, image) → reference; image is gateway, bridge, engine or loadtest */}}
 {{- define "tm.image" -}}
 {{- $root := index . 0 -}}{{- $image := $root.Values.image -}}{{- $name := index . 1 -}}
 {{- $repository := printf "%s/%s" $image.registry $name -}}
