@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from ray import serve
 
+from loadtest.processes import descendants
 from services.gateway.attaching import Patience
 from services.gateway.gateway import gateway
 from services.gateway.settings import EnginePeer, Redis, Settings
@@ -37,7 +38,6 @@ from talkingmachines.media import Pcm
 from talkingmachines.v1 import avatar_pb2, media_pb2
 from talkingmachines.v1.avatar_pb2_grpc import AvatarServiceStub
 from tests.e2e.calls import DRIVE, PATIENCE, RAW, heard_out
-from tests.e2e.fleet import descendants
 from tests.e2e.public import write_public
 from tests.gateway.fleet import Talk, eventually, png, valkey
 from tests.ray_cluster import cluster
