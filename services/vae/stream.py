@@ -104,7 +104,7 @@ class Stream:
             self._owed.popleft()
         frames = await asyncio.to_thread(self._packed, decoded, owed)
         if decoded.last:
-            times = Times(owed.since, now, monotonic(), decoded.seconds)
+            times = Times(owed.since, decoded.done, now, monotonic(), decoded.seconds)
             self._tally.sent(owed.turn, decoded.chunk, owed.trace, times)
         return frames
 
