@@ -189,6 +189,7 @@ def chrome(spans: Sequence[Span]) -> dict[str, Any]:
 def bars(spans: Sequence[Span], first: int, last: int) -> list[Bar]:
     """Chunks `first` to `last` as a picture has them."""
     shown = [span for span in spans if span.chunk is not None and first <= span.chunk <= last]
+    shown.sort(key=lambda span: (list(TRACKS).index(span.name), span.began))
     zero = min(span.began for span in shown)
     return [
         Bar(
