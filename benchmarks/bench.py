@@ -27,7 +27,7 @@ class Run:
 
 
 RUNS = {
-    "gateway": Run("gateway --sessions 25 50 --seconds 15", 180),
+    "gateway": Run("gateway --sessions 50 --seconds 15 --pieces 0.1 0.02", 180),
     "fleet": Run("fleet --seconds 20", 240),
     "figure3": Run("figure3 --chunks 15", 240),
     "overlap": Run("overlap --chunks 30", 180),
