@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 
 .DEFAULT_GOAL := test
-.PHONY: test check demo call protos chart scan released constraints model clean
+.PHONY: test check demo call bench protos chart scan released constraints model clean
 
 # What lives in real time, or starts many processes: both cores at once.
 ALONE := $(addprefix tests/,cli client e2e gateway loadtest local web score/test_app.py vae/test_app.py)
@@ -29,6 +29,9 @@ check: .venv/ready ## format, lint, types, layering, contracts
 
 call: .venv/call ## the whole fleet on this machine, and a page in the browser to talk with a character
 	$(BIN)/talkingmachines call
+
+bench: .venv/ready ## what this machine can measure in 15 minutes; compares with the last results, writes the figures
+	$(BIN)/python -m benchmarks.bench
 
 protos: .venv/ready ## regenerate the stubs after a change in protos/
 	$(BIN)/python protos/generate.py

@@ -21,11 +21,10 @@ from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from numpy.random import Generator, default_rng
 
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from helm.schema import CHART
 from services.runtime.attachments import Terms
 from services.runtime.replicas import Replicas
@@ -376,8 +375,8 @@ def tried() -> Iterator[tuple[str, Replicas]]:
 
 
 def main() -> None:
-    results: dict[str, Any] = {"machine": describe(torch.device("cpu"))}
-    results["call_seconds_median"], results["patience_seconds"] = CALL_SECONDS, PATIENCE
+    results: dict[str, Any] = {"call_seconds_median": CALL_SECONDS, "patience_seconds": PATIENCE}
+    figures = dict[str, Figure]()
     results["fleets"] = {name: asdict(fleet) for name, fleet in FLEETS.items()}
     results["defaults"] = Replicas(most=400).policy
     for trace, make in TRACES.items():
@@ -390,6 +389,9 @@ def main() -> None:
             policy = ours(Replicas(most=400), fleet.slots)
             rows["those who wait seen"] = replay(arrivals, fleet, policy, sees_waiting=True)
             results[trace][name] = {what: asdict(row) for what, row in rows.items()}
+            chosen = rows["defaults"]
+            figures[f"refused, {trace}, {name}"] = Figure(100 * chosen.refused, "%")
+            figures[f"cost, {trace}, {name}"] = Figure(round(chosen.cost, 2), "times the best")
             print(f"\n{trace}, {name}: best {rows['defaults'].best_gpu_hours} GPU hours")
             for what, row in rows.items():
                 print(
@@ -397,7 +399,7 @@ def main() -> None:
                     f"p99 {row.wait_p99_seconds:4.1f} s, cost {row.cost:.2f} x best"
                 )
     if "--dry" not in sys.argv[1:]:
-        print(record("autoscale", results))
+        print(record("autoscale", figures, results))
 
 
 if __name__ == "__main__":

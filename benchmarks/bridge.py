@@ -16,10 +16,9 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any, Literal
 
-import torch
 from prometheus_client import CollectorRegistry
 
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from services.llm_bridge.conversation import Conversation
 from services.llm_bridge.local.ears import RATE, Ears
 from services.llm_bridge.local.model import LocalModel, judge_of_voice, local_model
@@ -58,15 +57,24 @@ async def main(speech: Speech) -> None:
         waits = [await answered(model, metrics, sound) for sound in sounds]
     stages = {stage.value: mean(metrics, stage) for stage in SpeechStage}
     results = {
-        "machine": describe(torch.device("cpu")),
         "end_silence_seconds": END_SILENCE,
         "load_seconds": round(load_seconds, 2),
         "first_sound_seconds": {"each": waits, "median": median(waits), "most": max(waits)},
         "mean_stage_seconds": stages,
         "parts": parts,
     }
-    record(f"bridge-{speech}-cpu", results)
+    record(f"bridge-{speech}-cpu", figures(results), results)
     print(results["first_sound_seconds"], stages, parts, sep="\n")
+
+
+def figures(results: dict[str, Any]) -> dict[str, Figure]:
+    """What is followed from run to run."""
+    first = results["first_sound_seconds"]
+    costs = {
+        f"{part} per second of sound": Figure(round(1e3 * cost["processor_per_sound"], 1), "ms")
+        for part, cost in results["parts"].items()
+    }
+    return {"first sound, median": Figure(round(first["median"], 3), "s"), **costs}
 
 
 async def asked(model: LocalModel, text: str) -> bytes:

@@ -15,11 +15,10 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.bridge import QUESTIONS
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from services.llm_bridge.local.hibari import RATE, open_hibari
 from services.runtime.device import DeviceThread
 from talkingmachines.cli.server import own_fleet
@@ -56,12 +55,15 @@ async def main() -> None:
         for name, (total, count) in after.items()
     }
     results = {
-        "machine": describe(torch.device("cpu")),
         "first_frame_seconds": {"each": waits, "median": median(waits), "most": max(waits)},
         "holds": statistics.holds,
         "mean_stage_seconds": stages,
     }
-    record("converse-cpu", results)
+    figures = {
+        "first frame of the answer, median": Figure(round(median(waits), 3), "s"),
+        "first frame of the answer, most": Figure(round(max(waits), 3), "s"),
+    }
+    record("converse-cpu", figures, results)
     print(results)
 
 

@@ -1,53 +1,68 @@
-"""What a recorded figure was measured on."""
+"""What a recorded figure was measured on, and with what."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+CPU = torch.device("cpu")
+_WRITTEN = tuple(f":(exclude){path}" for path in ("benchmarks/results", "docs", "README.md"))
+_PACKAGES = ("torch", "grpcio", "protobuf", "ray", "diffusers")  # whose versions figures depend on
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Machine, versions, commit and the command that is running."""
+def describe(device: torch.device = CPU) -> dict[str, Any]:
+    """The machine as it is now."""
     return {
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": torch.get_num_threads(),
-        "load": round(
-            os.getloadavg()[0], 1
-        ),  # of the last minute; above 1 per core, times are long
+        # Of the last minute; above 1 per core, times are long.
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: found for name in _PACKAGES if (found := _version(name)) is not None},
     }
 
 
-def record(name: str, results: dict[str, Any]) -> Path:
-    """Write `results` as benchmarks/results/NAME.json, over the last ones."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    return path
+def describe_run() -> dict[str, Any]:
+    """The command that is running, when, and of which commit."""
+    spec = sys.modules["__main__"].__spec__
+    module = Path(sys.argv[0]).stem if spec is None else spec.name.removesuffix(".__main__")
+    return {
+        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
+    """What is checked out, marked where code was changed; results and pages change as we run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

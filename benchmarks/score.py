@@ -25,13 +25,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from services.score.config import DitConfig
 from services.score.contract import Chunk, Drawn, LogTail, Mode, PastChunk, Speech
 from services.score.engine import Engine, Limits
@@ -120,11 +120,10 @@ def main() -> None:
     )
 
     rate = matrix_rate(device, dtype)
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "preset": asked.preset,
         "layers": config.layers,
         "dtype": str(dtype).removeprefix("torch."),
-        "machine": describe(device),
         "matrix_tflops": rate / 1e12,
         "floor_tflop": chunk_floor(config) / 1e12,
         "floor_seconds": chunk_floor(config) / rate,
@@ -138,10 +137,31 @@ def main() -> None:
             )
     result["diffusers"] = diffusers_seconds(setting)
     print(json.dumps(result, indent=2))
-    record(f"score-{asked.preset}-{device.type}", result)
+    record(f"score-{asked.preset}-{device.type}", figures(result), result, device=device)
 
 
-def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, object]:
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """What is followed from run to run."""
+    now = result["all"]
+
+    def ms(seconds: float) -> float:
+        return round(1e3 * seconds, 1)
+
+    batches = {
+        f"a session's chunk, {rows} in a pass": Figure(ms(seconds / int(rows)), "ms")
+        for rows, seconds in now["batch_seconds"].items()
+    }
+    return {
+        "chunk": Figure(ms(now["chunk_seconds"]), "ms"),
+        "share of the arithmetic floor": Figure(round(100 * now["share_of_floor"], 1), "%", "more"),
+        "attach": Figure(ms(now["attach_seconds"]), "ms"),
+        "first chunk of a new call": Figure(ms(now["first_chunk_seconds"]), "ms"),
+        "memory of a session": Figure(round(now["bytes"]["session"] / 2**20, 2), "MiB"),
+        **batches,
+    }
+
+
+def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, Any]:
     """One engine from nothing to a long stream."""
     config, device = setting.config, setting.device
     model = random_model(setting)
@@ -164,7 +184,7 @@ def measured(setting: Setting, speedups: Speedups, rate: float) -> dict[str, obj
     busy = (time.process_time() - busy) / (2 * setting.chunks + WARM + 1)
     chunk = statistics.median(chunk_seconds)
     stats = engine.stats()
-    out: dict[str, object] = {
+    out: dict[str, Any] = {
         "chunk_seconds": chunk,
         "chunk_seconds_best": min(chunk_seconds),
         "chunk_seconds_worst": max(chunk_seconds),

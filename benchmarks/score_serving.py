@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from ray import serve
 
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from services.runtime.channel import open_channel
 from services.runtime.settings import Peer
 from services.score.app import deployed
@@ -57,7 +57,12 @@ def main() -> None:
     table = {name: summary(taken, seconds["engine"]) for name, taken in seconds.items()}
     for name, row in table.items():
         print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ")
-    record("score-serving", {"machine": describe(small.CPU), "chunks": CHUNKS, "ms": table})
+    added = {
+        f"added by {name}": Figure(row["added"], "ms")
+        for name, row in table.items()
+        if name != "engine"
+    }
+    record("score-serving", added, {"chunks": CHUNKS, "ms": table})
 
 
 def summary(taken: list[float], engine: list[float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import describe, record
+from benchmarks.record import Figure, record
 from services.accelerator.replay import capture_for
 from services.vae.config import TowerConfig, VaeConfig, tiny, wan21
 from services.vae.decoder import Head
@@ -87,7 +87,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
     chosen = arguments.case or list(cases)
-    results: dict[str, Any] = {"machine": describe(device), "cases": {}}
+    results: dict[str, Any] = {"cases": {}}
     for name in chosen:
         case = cases[name]
         if case.threads:
@@ -95,7 +95,28 @@ def main() -> None:
         result = measure(case, device, arguments.runs)
         results["cases"][name] = result
         print(_line(name, result), flush=True)
-    print("recorded in", record(arguments.name or f"vae-{device.type}", results))
+    name = arguments.name or f"vae-{device.type}"
+    print("recorded in", record(name, figures(results["cases"]), results, device=device))
+
+
+def figures(cases: dict[str, Any]) -> dict[str, Figure]:
+    """What is followed from run to run."""
+    return {
+        f"{what}, {name}": figure
+        for name, case in cases.items()
+        for what, figure in {
+            "chunk": Figure(min(case["chunk_ms"].values()), "ms"),
+            "share of the arithmetic floor": Figure(
+                round(100 * case["share_of_floor"], 1), "%", "more"
+            ),
+            "rebuild": Figure(case["rebuild_ms"], "ms"),
+            "memory of a session": Figure(case["session_mib"], "MiB"),
+            **{
+                f"a session's chunk, {batch} in a pass": Figure(ms, "ms")
+                for batch, ms in case["sessions_at_once_ms"].items()
+            },
+        }.items()
+    }
 
 
 def measure(case: Case, device: torch.device, runs: int) -> dict[str, Any]:

@@ -117,14 +117,15 @@ class Pcm:
             )
 
     def to_proto(self) -> media_pb2.Pcm:
-        return media_pb2.Pcm(
-            turn=self.turn,
-            chunk=self.chunk,
-            first_sample=self.first_sample,
-            sample_rate=self.sample_rate,
-            samples=self.samples,
-            speaker=self.speaker,
-        )
+        message = media_pb2.Pcm()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.Pcm) -> None:
+        """Fill an empty message: of one that is made apart and then joined, all is copied."""
+        message.turn, message.chunk, message.speaker = self.turn, self.chunk, self.speaker
+        message.first_sample = self.first_sample
+        message.sample_rate, message.samples = self.sample_rate, self.samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +175,14 @@ class Tensor:
             )
 
     def to_proto(self) -> media_pb2.Tensor:
-        return media_pb2.Tensor(
-            data_type=self.data_type.value, shape=self.shape, payload=self.payload
-        )
+        message = media_pb2.Tensor()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.Tensor) -> None:
+        """Fill an empty message."""
+        message.data_type, message.payload = self.data_type.value, self.payload
+        message.shape.extend(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +210,14 @@ class Latents:
             return cls(turn=message.turn, chunk=message.chunk, tensor=tensor)
 
     def to_proto(self) -> media_pb2.Latents:
-        return media_pb2.Latents(turn=self.turn, chunk=self.chunk, tensor=self.tensor.to_proto())
+        message = media_pb2.Latents()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.Latents) -> None:
+        """Fill an empty message."""
+        message.turn, message.chunk = self.turn, self.chunk
+        self.tensor.put_into(message.tensor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,12 +67,14 @@ class RawPicture:
             )
 
     def to_proto(self) -> media_pb2.RawPicture:
-        return media_pb2.RawPicture(
-            pixel_format=self.pixel_format.value,
-            width=self.width,
-            height=self.height,
-            pixels=self.pixels,
-        )
+        message = media_pb2.RawPicture()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.RawPicture) -> None:
+        """Fill an empty message."""
+        message.pixel_format, message.pixels = self.pixel_format.value, self.pixels
+        message.width, message.height = self.width, self.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,14 @@ class EncodedPicture:
             )
 
     def to_proto(self) -> media_pb2.EncodedPicture:
-        return media_pb2.EncodedPicture(
-            codec=self.codec.value, key_frame=self.key_frame, payload=self.payload
-        )
+        message = media_pb2.EncodedPicture()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.EncodedPicture) -> None:
+        """Fill an empty message."""
+        message.codec, message.key_frame = self.codec.value, self.key_frame
+        message.payload = self.payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +137,18 @@ class VideoFrame:
             return cls(turn=message.turn, chunk=message.chunk, frame=message.frame, picture=picture)
 
     def to_proto(self) -> media_pb2.VideoFrame:
-        message = media_pb2.VideoFrame(turn=self.turn, chunk=self.chunk, frame=self.frame)
+        message = media_pb2.VideoFrame()
+        self.put_into(message)
+        return message
+
+    def put_into(self, message: media_pb2.VideoFrame) -> None:
+        """Fill an empty message: of one that is made apart and then joined, all is copied."""
+        message.turn, message.chunk, message.frame = self.turn, self.chunk, self.frame
         match self.picture:
             case RawPicture():
-                message.raw.CopyFrom(self.picture.to_proto())
+                self.picture.put_into(message.raw)
             case EncodedPicture():
-                message.encoded.CopyFrom(self.picture.to_proto())
-        return message
+                self.picture.put_into(message.encoded)
 
 
 @dataclass(frozen=True, slots=True)

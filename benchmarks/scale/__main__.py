@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-import torch
 
-from benchmarks.machine import RESULTS, describe, record
+from benchmarks.machine import describe, describe_run
+from benchmarks.record import read, record
 from benchmarks.scale import costs, scenarios
 from benchmarks.scale.clock import run_virtual
+from benchmarks.scale.report import figures
 
 Presets = Mapping[str, Callable[[], dict[str, Any]]]
 
@@ -76,10 +77,10 @@ def main() -> None:
 
 def keep(name: str, result: dict[str, Any]) -> None:
     """Beside what other runs recorded."""
-    path = RESULTS / "scale.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    machine = describe(torch.device("cpu"))
-    record("scale", known | {name: {"machine": machine, **result}})
+    kept = read("scale")
+    about = {"machine": describe() | describe_run()}
+    results = {**(kept.details if kept else {}), name: about | result}
+    record("scale", figures(results), results)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from benchmarks.machine import RESULTS
+from benchmarks.record import Figure, read
 
 Row = Mapping[str, Any]
 
 
 def main() -> None:
-    results: dict[str, Row] = json.loads((RESULTS / "scale.json").read_text())
+    kept = read("scale")
+    results: Mapping[str, Row] = {} if kept is None else kept.details
     for kind, rows in {
         "steady": steady,
         "crowd": crowd,
@@ -23,6 +23,17 @@ def main() -> None:
         if found:
             print(f"\n## {kind}\n")
             print("\n".join(table(rows, found)))
+
+
+def figures(results: Mapping[str, Row]) -> dict[str, Figure]:
+    """What is followed from run to run: a session's load on Redis."""
+    return {
+        f"Redis operations of a call, {name}": Figure(
+            row["redis"]["operations_per_session_second"], "a second"
+        )
+        for name, row in results.items()
+        if name.startswith("steady")
+    }
 
 
 def table(columns: Callable[[Row], Mapping[str, Any]], rows: Mapping[str, Row]) -> Iterable[str]:

@@ -71,12 +71,16 @@ class _NotMade:
     error: TalkingMachinesError
 
 
+class _Stalled:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class _Crashed:
     error: BaseException
 
 
-_Event = _Given[Any] | _Rewound | _InputOver | _Heard | _Made | _NotMade | _Crashed
+_Event = _Given[Any] | _Rewound | _InputOver | _Heard | _Made | _NotMade | _Stalled | _Crashed
 
 
 class Attachment(Generic[I, A]):
@@ -128,6 +132,8 @@ class Attachment(Generic[I, A]):
         self._fruitless = 0  # attachments lost in a row without an answer
         self._lost_at: float | None = None  # the first of them
         self._given_at: dict[int, float] = {}
+        self._event_at = 0.0  # loop time of the last one
+        self._watching: asyncio.TimerHandle | None = None  # for a replica that says nothing
         self.mean_seconds = 0.0  # per chunk, of late, waiting for the replica included
         self.hand_overs = 0
         self.rebuilds = 0
@@ -165,6 +171,8 @@ class Attachment(Generic[I, A]):
         """Leave, and wait until the replicas have been told."""
         for task in self._tasks:
             task.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         while not self._events.empty():
             if isinstance(event := self._events.get_nowait(), _Made):
                 event.link.cut()  # made while the session ended
@@ -197,6 +205,8 @@ class Attachment(Generic[I, A]):
                 self._made(link)
             case _NotMade(error=failure):
                 self._not_made(failure)
+            case _Stalled():
+                self._stalled()
             case _Crashed(error=fault):
                 raise fault
 
@@ -390,15 +400,39 @@ class Attachment(Generic[I, A]):
         self._events.put_nowait(_InputOver())
 
     async def _next_event(self) -> _Event:
-        waiting = self._link is not None and self._under_way(self._link)
-        try:
-            async with asyncio.timeout(self._patience.stall if waiting else None):
-                return await self._events.get()
-        except TimeoutError:
-            assert self._link is not None
+        if self._watching is None and self._awaits_reply:
+            self._watch(self._patience.stall)
+        event = await self._events.get()
+        self._event_at = asyncio.get_running_loop().time()
+        return event
+
+    @property
+    def _awaits_reply(self) -> bool:
+        return self._link is not None and self._under_way(self._link)
+
+    def _watch(self, seconds: float) -> None:
+        """Look in so many seconds whether anything has happened.
+
+        One timer for as long as work is under way: a timeout around every event, of which every
+        frame is one, would cost as much as the event.
+        """
+        self._watching = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._watching = None
+        left = self._event_at + self._patience.stall - asyncio.get_running_loop().time()
+        if not self._awaits_reply:
+            return
+        if left > 0:
+            self._watch(left)
+        else:
+            self._events.put_nowait(_Stalled())
+
+    def _stalled(self) -> None:
+        """Nothing was heard for too long, though work is under way."""
+        if self._link is not None and self._awaits_reply:
             stalled = TimedOut(f"a reply from {self._wire.engine}", limit=self._patience.stall)
             self._lost(self._link, stalled, HandOverReason.STALL)
-            return await self._events.get()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

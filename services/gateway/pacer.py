@@ -115,7 +115,7 @@ class Pacer:
         self._metrics = metrics
         self._spans = spans
         self._clock = asyncio.get_running_loop().time
-        self._wake = Wake()
+        self._asking, self._showing = Wake(), Wake()  # what `wanted` and `_release` wait for
         self._origin: float | None = None  # loop time of frame 0, once the clock runs
         self._next = start  # to be sent
         self._played = start  # by the client
@@ -145,7 +145,7 @@ class Pacer:
             chunk = self._log.next_chunk
             early = self._early(chunk)
             if early > _INSTANT_SECONDS:
-                await self._wake.wait(early)
+                await self._asking.wait(early)
                 continue
             yield self._cut(chunk)
 
@@ -168,13 +168,14 @@ class Pacer:
         return self._due(self._spec.first_frame(chunk)) - self._clock()
 
     def speech_changed(self) -> None:
-        """The chunker got something, so a chunk may be complete."""
-        self._wake.give()
+        """The chunker got something; a chunk that it does not complete is not asked for sooner."""
+        if self._chunker.complete:
+            self._asking.give()
 
     def hang_up(self) -> None:
         """Nothing more will be said: play what is left, then end."""
         self._hanging_up = True
-        self._wake.give()
+        self._asking.give()
 
     def _early(self, chunk: int) -> float:
         """Seconds until the chunk is to be asked for."""
@@ -212,9 +213,11 @@ class Pacer:
             self._came(frame)
             if frame.frame + 1 == self._spec.first_frame(frame.chunk + 1):
                 self._made(frame.chunk)
-            self._wake.give()
+                self._asking.give()
+            if frame.frame == self._next.frame:  # nobody waits for any other
+                self._showing.give()
         self._source_over = True
-        self._wake.give()
+        self._showing.give()
 
     async def _release(self) -> None:
         while True:
@@ -222,11 +225,11 @@ class Pacer:
             if frame is None:
                 if self._source_over:
                     return
-                await self._wake.wait()
+                await self._showing.wait()
                 continue
             early = self._due(frame.frame) - self._clock()
             if early > _INSTANT_SECONDS and frame.frame >= self._catch_up:
-                await self._wake.wait(early)
+                await self._showing.wait(early)
                 continue
             self._wait_for_late(frame.frame, -early)
             self._send(self._frames.pop(frame.frame))
@@ -234,7 +237,7 @@ class Pacer:
     def _due(self, frame: int) -> float:
         if self._origin is None:  # the clock starts with the first frame
             self._origin = self._clock() - frame / self._spec.fps
-            self._wake.give()
+            self._asking.give()
         return self._origin + frame / self._spec.fps
 
     def _wait_for_late(self, frame: int, late: float) -> None:
@@ -282,10 +285,10 @@ class Pacer:
         skew = self._next.frame / self._spec.fps - start / self._spec.sample_rate
         self.playout.skew_seconds = skew
         self._metrics.av_skew.observe(abs(skew))
-        voices = [part.speech.part(start - first, end - first) for part in chunk.speech]
-        silence = Pcm(bytes(2 * (end - start)), self._spec.sample_rate, first_sample=start)
-        for pcm in voices or [silence]:
-            self._sink.sound(replace(pcm, turn=turn, chunk=chunk.chunk))
+        rate, within = self._spec.sample_rate, slice(2 * (start - first), 2 * (end - first))
+        voices = [(part.speaker, part.speech.samples[within]) for part in chunk.speech]
+        for speaker, samples in voices or [(0, bytes(2 * (end - start)))]:
+            self._sink.sound(Pcm(samples, rate, start, turn, chunk.chunk, speaker))
 
     def _end_turns(self, chunk: Chunk, sample: int) -> None:
         """Tell the turns that are over by `sample`."""
@@ -408,7 +411,8 @@ class Pacer:
         decode_from = playing if whole else playing - 1
         first_frame = boundary if whole else at.frame
         self._rewinds.append(Rewind(turn, playing, decode_from, first_frame))
-        self._wake.give()
+        self._asking.give()
+        self._showing.give()
         return at
 
     def _forget(self) -> None:

@@ -19,7 +19,6 @@ def entry_to_proto(entry: Entry, *, sent_frame: int, turn: int) -> storage_pb2.L
     chunk = entry.chunk
     message = storage_pb2.LogEntry(
         chunk=chunk.to_proto(0.0),
-        latents=entry.latents.to_proto(),
         begins=chunk.begins,
         ends=[storage_pb2.LogTurnEnd(turn=end.turn, samples=end.samples) for end in chunk.ends],
         positions=[_position_to_proto(position) for position in chunk.positions],
@@ -27,6 +26,7 @@ def entry_to_proto(entry: Entry, *, sent_frame: int, turn: int) -> storage_pb2.L
         turn=max(turn, chunk.turn),
     )
     message.chunk.ClearField("slack")
+    entry.latents.put_into(message.latents)
     return message
 
 

@@ -71,29 +71,34 @@ class AvatarServicer(AvatarServiceServicer):
         outbox = Outbox(self.room)
         call = asyncio.create_task(self.calls.hold(caller, request_iterator, outbox))
         viewers = self.metrics.viewers.labels(Transport.GRPC)
+        frames = self.metrics.frames.labels(Transport.GRPC)
         viewers.inc()
         try:
             with _cut_off_after(call, seconds=self.room.seconds):
                 call.add_done_callback(lambda _: outbox.close())
                 async for item in outbox:
-                    yield self._message(item)
+                    if isinstance(item, VideoFrame):
+                        frames.inc()
+                    yield _message(item)
         finally:
             viewers.dec()
             await _end(call)
 
-    def _message(self, item: Item) -> avatar_pb2.TalkResponse:
-        match item:
-            case VideoFrame():
-                self.metrics.frames.labels(Transport.GRPC).inc()
-                return avatar_pb2.TalkResponse(frame=item.to_proto())
-            case Pcm():
-                return avatar_pb2.TalkResponse(speech=item.to_proto())
-            case _:
-                return item
-
     async def _enter(self, context: Context) -> Caller:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         return await self.entrance.enter(metadata)
+
+
+def _message(item: Item) -> avatar_pb2.TalkResponse:
+    message = avatar_pb2.TalkResponse()
+    match item:
+        case VideoFrame():
+            item.put_into(message.frame)
+        case Pcm():
+            item.put_into(message.speech)
+        case _:
+            return item
+    return message
 
 
 @contextmanager

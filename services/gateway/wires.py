@@ -169,13 +169,13 @@ class VaeWire:
         return vae_pb2.DecodeRequest(attach=attach)
 
     def item(self, item: Latents, due: Due) -> vae_pb2.DecodeRequest:
-        chunk = vae_pb2.DecodeChunk(
-            latents=item.to_proto(),
-            slack=duration.to_proto(due.slack),
-            skip_frames=max(0, due.first_place - self.first_place(item.chunk)),
-            traceparent=due.trace,
-        )
-        return vae_pb2.DecodeRequest(chunk=chunk)
+        request = vae_pb2.DecodeRequest()
+        chunk = request.chunk
+        item.put_into(chunk.latents)
+        chunk.slack.CopyFrom(duration.to_proto(due.slack))
+        chunk.skip_frames = max(0, due.first_place - self.first_place(item.chunk))
+        chunk.traceparent = due.trace
+        return request
 
     def rewind(self, turn: int, next_chunk: int) -> vae_pb2.DecodeRequest:
         tail = _tail(self.log, next_chunk, self.tail)

@@ -133,15 +133,17 @@ class Tracing:
         with self.span(f"chunk.{stage}", turn=turn, chunk=chunk):
             yield
 
-    def chunk_done(self, turn: int, chunk: int, stage: str, *, seconds: float) -> None:
-        """A stage that ends now, for those who hear of it only then."""
-        if chunk % self._chunk_every:
+    def chunk_done(
+        self, turn: int, chunk: int, stage: str, *, seconds: float, ago: float = 0.0
+    ) -> None:
+        """A stage that ended `ago` seconds ago, for those who hear of it only then."""
+        if not self.picks(chunk):
             return
-        now = time_ns()
-        began = now - round(seconds * 1e9)
+        ended = time_ns() - round(ago * 1e9)
+        began = ended - round(seconds * 1e9)
         attributes = {"turn": turn, "chunk": chunk}
         span = self._tracer.start_span(f"chunk.{stage}", attributes=attributes, start_time=began)
-        span.end(now)
+        span.end(ended)
 
 
 def traceparent(span: Span) -> str:

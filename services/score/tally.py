@@ -5,6 +5,8 @@ Beside `driver.py`, which calls it for everything that happens. Knows metrics, d
 
 from __future__ import annotations
 
+from time import monotonic
+
 import torch
 
 from services.runtime.device import DeviceThread
@@ -31,6 +33,7 @@ class Tally:
         self._metrics, self._tracing, self._thread = metrics, tracing, thread
         self._busy = 0.0  # seconds told
         self._told = (0, 0, 0)  # hits, misses and evictions
+        self._drawn: list[Answer] = []  # of the round that goes on
         engine = Engine.SCORE
         metrics.device_waiting.labels(engine).set_function(lambda: thread.waiting)
         metrics.device_stalled.labels(engine).set_function(thread.stalled_for)
@@ -50,9 +53,9 @@ class Tally:
         metrics.chunks.labels(Engine.SCORE).inc()
         if drawn.late > 0:
             metrics.late_chunks.labels(Engine.SCORE).inc()
-        with continued([("traceparent", answer.asked.trace)]):
-            seconds = answer.done - answer.asked.at
-            self._tracing.chunk_done(drawn.turn, drawn.chunk, "score", seconds=seconds)
+        self._span("score", answer, answer.asked.at, answer.done)
+        self._span("denoise", answer, answer.began, answer.done)
+        self._drawn.append(answer)
 
     def ended(self, ended: Ended) -> None:
         kind = _FAULTS.get(type(ended.error), EngineFault.OTHER)
@@ -64,6 +67,9 @@ class Tally:
             steps.labels(Engine.SCORE, EngineStage.DENOISE).observe(round_.drawn - round_.began)
             steps.labels(Engine.SCORE, EngineStage.CONTEXT).observe(settled - round_.drawn)
             self._metrics.batch_sessions.labels(Engine.SCORE).observe(round_.sessions)
+        for answer in self._drawn:
+            self._span("context", answer, round_.drawn, settled)
+        self._drawn.clear()
 
     def holds(self, stats: EngineStats) -> None:
         busy = self._thread.busy_seconds
@@ -77,3 +83,10 @@ class Tally:
         for counter, count, told in zip(counters, now, self._told, strict=True):
             counter.labels(engine, Cache.AVATAR).inc(count - told)
         self._told = now
+
+    def _span(self, stage: str, answer: Answer, began: float, ended: float) -> None:
+        """Part of a chunk's way, between two monotonic times."""
+        seconds, ago = ended - began, monotonic() - ended
+        with continued([("traceparent", answer.asked.trace)]):
+            chunk = answer.drawn
+            self._tracing.chunk_done(chunk.turn, chunk.chunk, stage, seconds=seconds, ago=ago)

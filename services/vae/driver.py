@@ -11,6 +11,7 @@ the session it belongs to.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
@@ -21,7 +22,13 @@ from torch import Tensor
 from services.runtime.device import DeviceThread
 from services.vae.engine import Engine, Statistics
 from services.vae.session import Chunk, Decoded, Event, Failed, Opening, Ready
-from talkingmachines.errors import EngineFailure, NoCapacity, NotFound, TalkingMachinesError
+from talkingmachines.errors import (
+    BadInput,
+    EngineFailure,
+    NoCapacity,
+    NotFound,
+    TalkingMachinesError,
+)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -50,14 +57,12 @@ class Session:
     def __init__(self, driver: Driver, name: str) -> None:
         self._driver, self.name = driver, name
 
-    async def submit(self, chunk: Chunk) -> None:
-        """Queue the next chunk; of a session that has failed, nothing: its receiver is told.
+    def submit(self, chunk: Chunk) -> None:
+        """Queue the next chunk, without waiting for the device.
 
-        Raises:
-            BadInput: not the next chunk, or latents that do not fit.
+        What is wrong with it (not the next chunk, latents that do not fit) its receiver is told.
         """
-        with suppress(NotFound):
-            await self._driver.run(lambda engine: engine.submit(self.name, chunk))
+        self._driver.take(self.name, chunk)
 
     async def rewind(self, tail: Tensor, *, next_chunk: int, deadline: float) -> None:
         """Go on at `next_chunk`, after `tail`; what waits or is on its way is dropped.
@@ -88,6 +93,10 @@ class Driver:
         self._receivers: dict[str, Receiver] = {}
         self._named = 0
         self._encoding = 0
+        # Filled on the loop, emptied on the device thread: who waited for the device to take a
+        # chunk would wait for the pass that runs, and all that was decoded meanwhile with it.
+        self._inbox: deque[tuple[str, Chunk]] = deque()
+        self._refused: list[tuple[str, BadInput]] = []  # refused, and not told; the device thread's
         self._work = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._fault: str | None = None
@@ -148,6 +157,11 @@ class Driver:
         finally:
             self._encoding -= 1
 
+    def take(self, name: str, chunk: Chunk) -> None:
+        """Give a chunk to the engine before its next step."""
+        self._inbox.append((name, chunk))
+        self._work.set()
+
     async def run(self, ask: Ask) -> None:
         """Ask the engine for something, and let it work."""
         self.statistics = await self._device.run(self._asked, ask)
@@ -168,12 +182,13 @@ class Driver:
         while True:
             await self._work.wait()
             self._work.clear()
-            events, busy, self.statistics = await self._device.run(self._step)
+            refused, events, busy, self.statistics = await self._device.run(self._step)
             if busy:
                 self._work.set()
             self._witness.stepped(events, self.statistics)
             for event in events:
                 self._tell(event)
+            self._refuse(refused)
 
     def _tell(self, event: Event) -> None:
         receiver = self._receivers.get(event.session)
@@ -183,6 +198,12 @@ class Driver:
             receiver.fail(event.error)
         else:
             receiver.deliver(event)
+
+    def _refuse(self, refused: list[tuple[str, BadInput]]) -> None:
+        """Tell those whose chunks were not taken."""
+        for name, error in refused:
+            if name in self._receivers:
+                self._receivers[name].fail(error)
 
     def _stopped(self, driving: asyncio.Task[None]) -> None:
         """Without its loop a replica decodes nothing: let its health and its sessions know."""
@@ -202,12 +223,28 @@ class Driver:
     # ---- On the device thread ----
 
     def _asked(self, ask: Ask) -> Statistics:
+        # What was submitted before this was asked for comes before it.
+        self._refused.extend(self._take_in())
         ask(self._engine)
         return self._engine.statistics()
 
-    def _step(self) -> tuple[list[Event], bool, Statistics]:
+    def _step(self) -> tuple[list[tuple[str, BadInput]], list[Event], bool, Statistics]:
+        refused = [*self._refused, *self._take_in()]
+        self._refused.clear()
         events = self._engine.step()
-        return events, self._engine.busy, self._engine.statistics()
+        return refused, events, self._engine.busy, self._engine.statistics()
+
+    def _take_in(self) -> list[tuple[str, BadInput]]:
+        """Let the engine have what was submitted; what it refuses comes back."""
+        refused: list[tuple[str, BadInput]] = []
+        while self._inbox:
+            name, chunk = self._inbox.popleft()
+            try:
+                with suppress(NotFound):  # it has failed or left
+                    self._engine.submit(name, chunk)
+            except BadInput as error:
+                refused.append((name, error))
+        return refused
 
 
 class Ask(Protocol):

@@ -381,6 +381,7 @@ class Engine:
             frames,
             last=chunk.last,
             late=chunk.last and spent.late,
+            done=now,
             seconds=spent.seconds,
             sessions=len(flight.batch),
         )

@@ -108,6 +108,7 @@ class Decoded:
     frames: Tensor  # uint8, laid out as the session's `Pixels` say
     last: bool  # of its chunk
     late: bool  # told with the last: whether frames of the chunk were ready after they were due
+    done: float  # when frames were in host memory, by the engine's clock
     seconds: float  # that the chunk's passes took so far
     sessions: int  # that shared the pass
 

@@ -104,7 +104,7 @@ class Stream:
             self._owed.popleft()
         frames = await asyncio.to_thread(self._packed, decoded, owed)
         if decoded.last:
-            times = Times(owed.since, now, monotonic(), decoded.seconds)
+            times = Times(owed.since, decoded.done, now, monotonic(), decoded.seconds)
             self._tally.sent(owed.turn, decoded.chunk, owed.trace, times)
         return frames
 
@@ -118,7 +118,7 @@ class Stream:
             expected = f"at most {most}" if most else "0, but after attaching or a rewind"
             raise BadInput("chunk.skip_frames", got=asked.skip_frames, expected=expected)
         now = monotonic()
-        await self._session.submit(Chunk(asked.number, asked.latents, now + asked.slack))
+        self._session.submit(Chunk(asked.number, asked.latents, now + asked.slack))
         self._turn, self._next, self._fresh = asked.turn, asked.number + 1, False
         self._owed.append(_Owed(asked.turn, asked.skip_frames, asked.trace, now))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
 
 import torch
 
@@ -29,9 +30,10 @@ class Times:
     """Of one chunk; monotonic seconds."""
 
     asked: float
-    decoded: float
+    decoded: float  # its last frames are in host memory
+    packing: float  # of those
     packed: float
-    pass_seconds: float  # that its pass took
+    pass_seconds: float  # that its passes took; frames of all but the last have left before
 
 
 class Tally:
@@ -70,11 +72,18 @@ class Tally:
 
     def sent(self, turn: int, chunk: int, trace: str, times: Times) -> None:
         """A chunk's frames are ready for the wire."""
-        self._stage(EngineStage.WAIT, max(0.0, times.decoded - times.asked - times.pass_seconds))
-        self._stage(EngineStage.ENCODE, times.packed - times.decoded)
+        self._stage(EngineStage.WAIT, max(0.0, times.packing - times.asked - times.pass_seconds))
+        self._stage(EngineStage.ENCODE, times.packed - times.packing)
+        spans = {
+            "vae": (times.asked, times.packed),
+            "decode": (times.decoded - times.pass_seconds, times.decoded),
+            "encode": (times.packing, times.packed),
+        }
+        now = monotonic()
         with continued([("traceparent", trace)]):
-            seconds = times.packed - times.asked
-            self._tracing.chunk_done(turn, chunk, "vae", seconds=seconds)
+            for stage, (began, ended) in spans.items():
+                seconds, ago = ended - began, now - ended
+                self._tracing.chunk_done(turn, chunk, stage, seconds=seconds, ago=ago)
 
     def _decoded(self, decoded: Decoded) -> None:
         self._metrics.batch_sessions.labels(_VAE).observe(decoded.sessions)

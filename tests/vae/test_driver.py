@@ -17,7 +17,7 @@ from services.vae.engine import Engine, Statistics
 from services.vae.pixels import Pixels
 from services.vae.runner import place
 from services.vae.session import Chunk, Decoded, Event, Opening, Ready
-from talkingmachines.errors import EngineFailure, NoCapacity, TalkingMachinesError
+from talkingmachines.errors import BadInput, EngineFailure, NoCapacity, TalkingMachinesError
 from tests.vae.conftest import folded, random_vae
 from tests.vae.served import SPEC, Call
 
@@ -94,11 +94,11 @@ async def test_a_broken_device_is_told_to_everybody() -> None:
     async with driven(there, heard) as driver:
         async with driver.session(opening(call), heard) as session:
             assert isinstance(await heard.next(), Ready)
-            await session.submit(Chunk(0, call.chunk(0), 0.0))
+            session.submit(Chunk(0, call.chunk(0), 0.0))
             told = [await heard.next() for _ in range(3)]
             assert [one.last for one in told if isinstance(one, Decoded)] == [False, False, True]
             assert driver.unhealthy() is None
-            await session.submit(Chunk(1, call.chunk(1), 0.0))
+            session.submit(Chunk(1, call.chunk(1), 0.0))
             assert isinstance(await heard.next(), EngineFailure)
         assert driver.unhealthy() == "the engine has stopped: RuntimeError"
 
@@ -112,7 +112,7 @@ async def test_a_hung_device_shows_and_does_not_hold_up_the_end() -> None:
             driver.session(opening(call), heard) as session,
         ):
             assert isinstance(await heard.next(), Ready)
-            await session.submit(Chunk(0, call.chunk(0), 0.0))
+            session.submit(Chunk(0, call.chunk(0), 0.0))
             async with asyncio.timeout(WAIT):
                 while driver.unhealthy() is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
@@ -141,3 +141,51 @@ async def test_a_session_that_leaves_frees_its_state_before_the_next_comes() -> 
                     async with driver.session(opening(Call(9)), heard):
                         raise AssertionError("there is no memory")
         assert heard.refusals == 3
+
+
+class Paused(Engine):
+    """Decodes one latent, and the next only when it is told."""
+
+    go_on = Latch()
+    decoded = 0
+
+    def step(self) -> list[Event]:
+        if self.decoded:
+            self.go_on.wait(WAIT)
+        events = super().step()
+        self.decoded += sum(isinstance(event, Decoded) for event in events)
+        return events
+
+
+async def test_a_chunk_is_queued_while_another_is_decoded() -> None:
+    runner = place(random_vae(folded()), torch.device("cpu"), dtype=torch.float32)
+    there, heard, call = Paused(runner, Limits(memory_bytes=1 << 30)), Heard(), Call()
+    async with driven(there, heard) as driver, driver.session(opening(call), heard) as session:
+        assert isinstance(await heard.next(), Ready)
+        session.submit(Chunk(0, call.chunk(0), 0.0))
+        first = await heard.next()
+        assert isinstance(first, Decoded)
+        for number in range(1, 6):  # the device is in the middle of a step, or will be
+            session.submit(Chunk(number, call.chunk(number), float(number)))
+            await asyncio.sleep(0)
+        there.go_on.set()
+        others = [await heard.next() for _ in range(6 * 3 - 1)]
+    numbers = [one.chunk for one in (first, *others) if isinstance(one, Decoded) and one.last]
+    assert numbers == list(range(6))
+
+
+async def test_a_chunk_that_does_not_fit_is_told_to_its_session_alone() -> None:
+    there, heard, other, call = engine(), Heard(), Heard(), Call()
+    async with (
+        driven(there, heard) as driver,
+        driver.session(opening(call), heard) as session,
+        driver.session(opening(call), other) as beside,
+    ):
+        assert isinstance(await heard.next(), Ready)
+        assert isinstance(await other.next(), Ready)
+        session.submit(Chunk(3, call.chunk(3), 0.0))
+        beside.submit(Chunk(0, call.chunk(0), 0.0))
+        wrong = await heard.next()
+        assert isinstance(wrong, BadInput)
+        assert (wrong.field, wrong.got, wrong.expected) == ("chunk.latents.chunk", "3", "0")
+        assert isinstance(await other.next(), Decoded)
