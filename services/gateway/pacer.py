@@ -29,6 +29,7 @@ from talkingmachines.picture import VideoFrame
 from talkingmachines.spec import StreamSpec
 
 _MARGIN = 1.5  # times what chunks needed of late: when a listening one is asked for at the latest
+_LEAST_NOTICE_SECONDS = 0.15  # however quick engines are: processes and wires have their moods
 _FORGET = 0.1  # share by which a slow chunk is forgotten with every new one
 _INSTANT_SECONDS = 1e-4  # not worth a timer; also absorbs rounding
 _PUNCTUAL_SECONDS = 0.02  # a frame this late is on time: timers are no better
@@ -185,7 +186,8 @@ class Pacer:
         self._ripe_at = self._ripe_at or self._clock()
         if self._chunker.complete or self._hanging_up:
             return 0.0
-        return ahead - min(self._lead.target, _MARGIN * self.playout.needed_seconds)
+        notice = max(_LEAST_NOTICE_SECONDS, _MARGIN * self.playout.needed_seconds)
+        return ahead - min(self._lead.target, notice)
 
     def _ahead(self, chunk: int) -> float:
         """Seconds of media before the chunk. While the picture is held, time does not shorten it:

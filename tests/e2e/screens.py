@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: `python -m tests.e2e.screens docs/images`.
 
-Real Chromium on the real fleet with the shipped model; a voice from a file asks.
+Real Chromium on the real fleet with the shipped model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tests.e2e.fleet import ROOT, fleet
 from tests.web.chromium import Visitor, chromium, recording, write_voice
 
 QUESTION = ROOT / "tests" / "llm_bridge" / "clips" / "question.ogg"
+ASKED = "What would you like to talk about today?"
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
@@ -40,11 +41,14 @@ async def main(folder: Path) -> None:
                     await asyncio.sleep(2)  # all portraits are there
                     await _take(visitor, folder / f"page-lobby-{device}.jpg")
                     await visitor.call(who)
-                    for _ in range(2):
-                        await visitor.state("Speaking")
-                        await visitor.state("Listening")
-                    await visitor.state("Speaking")
-                    await asyncio.sleep(1)
+                    await visitor.page.get_by_role("button", name="Mute").click()
+                    answers = visitor.page.locator(".caption.from-character")
+                    await answers.first.wait_for()
+                    await visitor.state("Listening")
+                    await visitor.page.get_by_label("Type instead of talking").fill(ASKED)
+                    await visitor.page.keyboard.press("Enter")
+                    await answers.nth(1).wait_for()
+                    await asyncio.sleep(0.8)  # in the middle of a word
                     await _take(visitor, folder / f"page-call-{device}.jpg")
                     await visitor.hang_up()
                     await visitor.leave()
