@@ -6,11 +6,13 @@ comma := ,
 .DEFAULT_GOAL := test
 .PHONY: test check demo call bench protos chart scan released constraints model clean
 
-# What lives in real time, or starts many processes: both cores at once.
-ALONE := $(addprefix tests/,cli client e2e gateway loadtest local web score/test_app.py vae/test_app.py)
+# What lives in real time goes apart from what computes; what needs both cores at once goes alone.
+LIVE := $(addprefix tests/,cli client gateway loadtest local)
+ALONE := $(addprefix tests/,e2e web score/test_app.py vae/test_app.py)
 
 test: check .venv/helm/4/helm ## everything that must hold
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(addprefix --ignore ,$(ALONE))
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(addprefix --ignore ,$(LIVE) $(ALONE))
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(LIVE)
 	$(BIN)/pytest $(ALONE)
 
 demo: .venv/local ## the whole fleet on this machine: a film, a sheet of pictures, the figures
