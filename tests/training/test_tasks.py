@@ -31,7 +31,7 @@ def fresh(seed: int = 0) -> Dit:
     return initialised(Dit(small.dit()))
 
 
-def flow(sight: str) -> Task:
+def flow(sight: str, own_contexts: tuple[float, float] = (0.0, 0.0)) -> Task:
     torch.manual_seed(1)
     reader = LatentReader(4, 4, width=8).eval().requires_grad_(False)
     return FlowTask(
@@ -43,6 +43,7 @@ def flow(sight: str) -> Task:
         rows=2,
         device=CPU,
         reader=(reader, 0.5) if sight == "causal" else None,
+        own_contexts=own_contexts,
     )
 
 
@@ -62,6 +63,7 @@ def dmd() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "teacher": lambda: flow("whole"),
     "student": lambda: flow("causal"),
+    "student on its own contexts": lambda: flow("causal", (1.0, 0.5)),
     "regression": regression,
     "dmd": dmd,
 }
