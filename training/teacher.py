@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)"
     )
+    parser.add_argument("--steps", type=int, help="of training, over all calls, if that is less")
     parser.add_argument("--rows", type=int, default=2, help="clips per step (%(default)s)")
     parser.add_argument("--start", type=Path, help="folder of a model to go on from")
     reader_arguments(parser)
