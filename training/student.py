@@ -149,7 +149,12 @@ def main() -> None:
     start = beginning(asked)
     fed = supply(sources, start.config, pool=96, block=4, period=8, held_out=8)
     task = stages[asked.stage](asked, start.to(sources.device), fed)
-    budget = Budget(asked.minutes, call_minutes=asked.call_minutes, save_minutes=asked.save_minutes)
+    budget = Budget(
+        asked.minutes,
+        steps=asked.steps,
+        call_minutes=asked.call_minutes,
+        save_minutes=asked.save_minutes,
+    )
     run(task, asked.out, budget)
 
 

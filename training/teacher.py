@@ -60,7 +60,12 @@ def main() -> None:
         device=sources.device,
         reader=asked_reader(asked, start.config),
     )
-    budget = Budget(asked.minutes, call_minutes=asked.call_minutes, save_minutes=asked.save_minutes)
+    budget = Budget(
+        asked.minutes,
+        steps=asked.steps,
+        call_minutes=asked.call_minutes,
+        save_minutes=asked.save_minutes,
+    )
     run(task, asked.out, budget)
 
 
