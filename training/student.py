@@ -30,7 +30,7 @@ from training.supply import Sources, Supply, opened, supply
 from training.teacher import RECIPE
 
 # A stream of few steps never meets low levels, so what learns in minutes leaves them out.
-_FLOW = FlowLoss(shift=5.0, floor=0.4)
+_FLOW = FlowLoss(shift=5.0, floor=0.4, mouth=8.0)
 _DISTILLING = Recipe(rate=1e-4, warm_up=20, mean_decay=0.99, weight_decay=0.0)
 
 
