@@ -65,17 +65,15 @@ $python -m training.student flow $begun $fed --still 1 --shelf "$data/clips-stil
     --shelf-clips "$still" $pull 6
 
 # The teacher goes on from it and sees whole clips; the student goes on from the teacher, as in
-# asymmetric distillation, on four times the clips and ever more often on contexts of its own.
-more=$(fewer 1100 8)
-$python -m training.draw --speech "$speech" --shelf "$data/clips" --first "$first" \
-    --clips "$more" --still 0.7 --human 0 --compiled
-$python -m training.draw --speech "$speech" --shelf "$data/clips" --first $((first + more)) \
-    --clips "$still" --still 1 --human 0 --compiled
-all="$clips $((first + more + still))"
+# asymmetric distillation, on heads that keep still and ever more often on contexts of its own.
 $python -m training.teacher --out "$data/teacher" --start "$data/begun/export" \
-    --minutes "$(minutes 8)" --save-minutes 12 $fed $all $pull 8
+    --minutes "$(minutes 4)" --save-minutes 12 $fed $clips "$first" $pull 8
+more=$(fewer 1080 8)
+$python -m training.draw --speech "$speech" --shelf "$data/clips-still" --first "$still" \
+    --clips "$more" --still 1 --human 0 --compiled
 $python -m training.student flow --out "$data/student" --start "$data/teacher/export" \
-    --minutes "$(minutes 36)" --save-minutes 12 --own-contexts 0 0.3 $fed $all $pull 8
+    --minutes "$(minutes 16)" --save-minutes 12 --own-contexts 0 0.3 $fed --still 1 \
+    --shelf "$data/clips-still" --shelf-clips $((still + more)) $pull 8
 
 mkdir -p "$out"
 rm -rf "$out/score" "$out/vae"
