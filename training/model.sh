@@ -72,7 +72,7 @@ more=$(fewer 1080 8)
 $python -m training.draw --speech "$speech" --shelf "$data/clips-still" --first "$still" \
     --clips "$more" --still 1 --human 0 --compiled
 $python -m training.student flow --out "$data/student" --start "$data/teacher/export" \
-    --minutes "$(minutes 16)" --save-minutes 12 --own-contexts 0 0.3 $fed --still 1 \
+    --minutes "$(minutes 18)" --save-minutes 12 --own-contexts 0 0.3 $fed --still 1 \
     --shelf "$data/clips-still" --shelf-clips $((still + more)) $pull 8
 
 mkdir -p "$out"
