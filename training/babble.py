@@ -47,7 +47,7 @@ class Babble:
             speech=torch.zeros(self._geometry.samples, dtype=torch.int16),
             controls=torch.lerp(rest, controls, talks),
             speaking=talks.expand(len(controls)),
-            begins=torch.tensor(0 if talks else self._geometry.chunks),
+            begins=torch.tensor(0 if talks else self._geometry.turns),
         )
 
 

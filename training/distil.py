@@ -21,6 +21,7 @@ from services.score.denoise import levels, noised
 from services.score.model import Dit
 from training import losses
 from training.flow import Conditions, Flow, FlowLoss, conditions, disturbed, mouth_weight
+from training.kernels import quick_to_learn
 from training.latents import LatentClips
 from training.learner import Learner, Recipe
 from training.look import exported, looked_at
@@ -97,7 +98,7 @@ class RegressionTask:
         self, dit: Dit, origin: Origin, recipe: Recipe, *, supply: Supply, rows: int
     ) -> None:
         self.device = dit.patch_embedding.weight.device
-        self.learner, self._origin = Learner(dit, recipe), origin
+        self.learner, self._origin = Learner(quick_to_learn(dit), recipe), origin
         self._flow, self._supply, self._rows = Flow(dit, "causal"), supply, rows
 
     def step(self, draw: Draw, progress: float) -> Mapping[str, Tensor]:
@@ -137,7 +138,8 @@ class DmdTask:
         rows: int,
     ) -> None:
         self.device = dit.patch_embedding.weight.device
-        self.learner, self.fake = Learner(dit, recipe), Learner(fake, recipe)
+        self.learner = Learner(quick_to_learn(dit), recipe)
+        self.fake = Learner(quick_to_learn(fake), recipe)
         self._student, self._scores = Flow(dit, "causal"), Flow(fake, "whole")
         self._teacher, self._distillation = teacher, distillation
         self._supply, self._rows = supply, rows

@@ -45,7 +45,7 @@ class Question:
     anchor: Tensor  # uint8 [B, 3, H, W]
     truth: Truth  # of one frame at rest: where face and mouth are
     speech: Tensor  # int16 [B, samples], `Geometry.run_in` before the first frame
-    begins: Tensor  # int64 [B]: before this chunk nobody is heard
+    begins: Tensor  # int64 [B]: before this turn nobody is heard
     geometry: Geometry
 
     @property
@@ -169,8 +169,10 @@ def _clipped(
 
 def _heard(candidate: Candidate, question: Question, anchor: Tensor) -> Iterator[LatentClips]:
     """What a chunk of every character is drawn from, as clips of that one chunk."""
-    config, geometry = candidate.flow.config, question.geometry
-    hearing = config.hearing
+    config, hearing = candidate.flow.config, candidate.flow.config.hearing
+    # The same question to models with other chunks.
+    geometry = replace(question.geometry, frames_per_chunk=config.spec.frames_per_chunk)
+    begins = geometry.chunk_of(question.begins)[:, None]
     assert hearing is not None, "a model without audio answers nothing"
     tracks = [SpeechTrack(candidate.front_end, hearing) for _ in question.speech]
     for track, speech in zip(tracks, question.speech, strict=True):
@@ -189,7 +191,7 @@ def _heard(candidate: Candidate, question: Question, anchor: Tensor) -> Iterator
             latents=empty,
             anchor=anchor,
             embeddings=embeddings[:, None].to(candidate.device),
-            heard=is_heard(speaks, question.begins[:, None])[:, None].to(candidate.device),
+            heard=is_heard(speaks, begins)[:, None].to(candidate.device),
             controls=question.controls[:, :0].to(candidate.device),
             mouth=torch.ones_like(empty[:, :, 0]),
             faces=faces.to(candidate.device),

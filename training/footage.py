@@ -30,13 +30,13 @@ class Said:
     speech: Tensor  # int16 [samples]: `Geometry.run_in` before the first frame, then the clip
     controls: Tensor  # float32 [T, 6] in the order of `faces.expression.MOUTH`
     speaking: Tensor  # float32 [T], 1 while it talks
-    begins: Tensor  # int64 []: before this chunk nobody is heard, whatever the speech holds
+    begins: Tensor  # int64 []: before this turn nobody is heard, whatever the speech holds
 
 
 def is_heard(chunk: Tensor, begins: Tensor) -> Tensor:
     """Whether somebody is heard in a chunk of a clip, counted from its first; broadcasts.
 
-    A turn that begins with chunk 0 had begun before the clip did.
+    Who begins with chunk 0 had begun before the clip did.
     """
     return (chunk >= begins) | (begins == 0)
 
@@ -58,7 +58,8 @@ class Geometry:
     fps: int = 25
     rate: int = 16_000  # Hz
     frames_per_chunk: int = 12
-    chunks_before: int = 2  # heard before the first frame
+    frames_before: int = 24  # heard before the first frame
+    turn: int = 12  # frames; who begins to speak does so with a multiple of them
     run_out: int = 8_000  # samples heard after the last frame
 
     @property
@@ -66,13 +67,21 @@ class Geometry:
         return self.frames // self.frames_per_chunk
 
     @property
-    def samples_per_chunk(self) -> int:
-        return self.frames_per_chunk * self.rate // self.fps
+    def chunks_before(self) -> int:
+        return self.frames_before // self.frames_per_chunk
+
+    @property
+    def turns(self) -> int:
+        return self.frames // self.turn
 
     @property
     def run_in(self) -> int:
         """Samples heard before the first frame."""
-        return self.chunks_before * self.samples_per_chunk
+        return self.frames_before * self.rate // self.fps
+
+    def chunk_of(self, turn: Tensor) -> Tensor:
+        """The chunk with which a turn begins; chunks are at most as long."""
+        return turn * (self.turn // self.frames_per_chunk)
 
     @property
     def samples(self) -> int:
@@ -88,7 +97,7 @@ class Footage:
     controls: Tensor  # float32 [B, T, 6]
     speaking: Tensor  # float32 [B, T]
     speech: Tensor  # int16 [B, samples]
-    begins: Tensor  # int64 [B]: before this chunk nobody is heard
+    begins: Tensor  # int64 [B]: before this turn nobody is heard
     truth: Truth
 
     def __len__(self) -> int:

@@ -91,7 +91,8 @@ class Encoder:
         track = SpeechTrack(self._front_end, self._hearing)
         track.hear(clip.speech[0].cpu().numpy())
         heard = [track.embeddings(before + chunk) for chunk in range(chunks)]
-        speaks = is_heard(torch.arange(-before, chunks), clip.begins[0].cpu())
+        begins = self._geometry.chunk_of(clip.begins[0].cpu())
+        speaks = is_heard(torch.arange(-before, chunks), begins)
         known = speaks.repeat_interleave(self._hearing.per_chunk)
         audible = []
         for chunk in range(chunks):

@@ -117,11 +117,16 @@ def streamed(
     generator: torch.Generator,
     *,
     schedule: ScheduleConfig | None = None,
+    first: int | None = None,
 ) -> Tensor:
-    """Streams of `chunks` chunks on their own contexts: [B, K, C, F, h, w]."""
+    """Streams of `chunks` chunks, or the `first` of them, on their own contexts.
+
+    Returns:
+        [B, K, C, F, h, w].
+    """
     rollout = Rollout(flow, given.scene, schedule=schedule)
     drawn = []
-    for chunk in range(chunks):
+    for chunk in range(chunks if first is None else first):
         audio = speech_of(given, chunk, chunks)
         clean = rollout.draw(noises(flow, given, generator, schedule), audio)
         rollout.remember(clean, audio)

@@ -38,11 +38,11 @@ class CorpusSpeaker(Generic[Use]):
         controls = at_moments(crop.controls, moments + geometry.run_in / geometry.rate)
         begins = self._begins(draw, talks=bool(crop.controls[:, 0].max() > 0.05))
         frame = np.arange(geometry.frames)
-        share = ((frame - begins * geometry.frames_per_chunk) / _EASE).clip(0, 1)[:, None]
+        share = ((frame - begins * geometry.turn) / _EASE).clip(0, 1)[:, None]
         pcm = (crop.pcm * 32767).astype(np.int16)
         if begins:
-            # Who listens is silent to the model: serving hears nothing of such chunks.
-            pcm[: geometry.run_in + begins * geometry.samples_per_chunk] = 0
+            # Who listens is silent to the model: serving hears nothing of such turns.
+            pcm[: geometry.run_in + begins * geometry.turn * geometry.rate // geometry.fps] = 0
         return Said(
             speech=torch.from_numpy(pcm),
             controls=torch.from_numpy((REST + share * (controls - REST)).astype(np.float32)),
@@ -51,12 +51,12 @@ class CorpusSpeaker(Generic[Use]):
         )
 
     def _begins(self, draw: np.random.Generator, *, talks: bool) -> int:
-        """The chunk with which the turn begins: 0 if it had begun before, all if it never does."""
-        turn, chunk, listens = draw.random(), draw.integers(1, self._geometry.chunks), draw.random()
+        """The turn with which speech begins: 0 if it had begun before, all if it never does."""
+        turn, first, listens = draw.random(), draw.integers(1, self._geometry.turns), draw.random()
         if not talks:
             # Silence is also heard: a speaker pauses, and rooms have noise.
-            return self._geometry.chunks if listens < 0.5 else 0
-        return int(chunk) if turn < self._turns else 0
+            return self._geometry.turns if listens < 0.5 else 0
+        return int(first) if turn < self._turns else 0
 
 
 def training_plan() -> CropPlan:

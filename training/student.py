@@ -12,33 +12,26 @@ that copies an origin that has not converged gets worse.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from services.score.checkpoint.loading import load
-from services.score.checkpoint.opening import open_checkpoint
+from services.score.config import PositionsConfig
 from services.score.model import Dit
 from services.vae.config import VaeConfig
 from training.distil import Distillation, DmdTask, Origin, RegressionTask
 from training.flow import Flow, FlowLoss, initialised
-from training.flow_task import FlowTask
+from training.flow_task import FlowTask, asked_reader, reader_arguments
 from training.learner import Recipe
-from training.mouth_reader import load_reader
 from training.run import Budget, Task, run
 from training.shipped import shipped_dit
-from training.supply import Sources, Supply, supply
+from training.supply import Sources, Supply, opened, supply
 from training.teacher import RECIPE
 
 # A stream of few steps never meets low levels, so what learns in minutes leaves them out.
-_FLOW = FlowLoss(shift=5.0, floor=0.4)
+_FLOW = FlowLoss(shift=5.0, floor=0.4, mouth=8.0)
 _DISTILLING = Recipe(rate=1e-4, warm_up=20, mean_decay=0.99, weight_decay=0.0)
-
-
-def opened(folder: Path, device: torch.device) -> Dit:
-    """A model of another run, ready to learn."""
-    dit = load(open_checkpoint(folder), device=device, dtype=torch.float32)
-    return dit.train().requires_grad_(True)
 
 
 def frozen(folder: Path, device: torch.device) -> Dit:
@@ -46,11 +39,6 @@ def frozen(folder: Path, device: torch.device) -> Dit:
 
 
 def flow(asked: argparse.Namespace, start: Dit, supply: Supply) -> Task:
-    reader = None
-    if asked.reader is not None:
-        latent = start.config.latent
-        network = load_reader(asked.reader, latent.channels, latent.stride[0], asked.device)
-        reader = (network, asked.reader_weight)
     return FlowTask(
         start,
         "causal",
@@ -59,7 +47,8 @@ def flow(asked: argparse.Namespace, start: Dit, supply: Supply) -> Task:
         supply=supply,
         rows=asked.rows,
         device=asked.device,
-        reader=reader,
+        reader=asked_reader(asked, start.config),
+        own_contexts=asked.own_contexts or (0.0, 0.0),
     )
 
 
@@ -72,11 +61,17 @@ def dmd(asked: argparse.Namespace, start: Dit, supply: Supply) -> Task:
         start,
         opened(asked.teacher, asked.device),
         origin(asked),
-        Distillation(own_from=asked.own_contexts[0], own_to=asked.own_contexts[1]),
+        _distillation(asked.own_contexts),
         _DISTILLING,
         supply=supply,
         rows=asked.rows,
     )
+
+
+def _distillation(own_contexts: tuple[float, float] | None) -> Distillation:
+    if own_contexts is None:
+        return Distillation()
+    return Distillation(own_from=own_contexts[0], own_to=own_contexts[1])
 
 
 def origin(asked: argparse.Namespace) -> Origin:
@@ -93,7 +88,28 @@ def beginning(asked: argparse.Namespace) -> Dit:
             anchor_channels=not asked.without_anchor_channels,
         )
         return initialised(Dit(config))
-    return opened(asked.start, asked.device)
+    return ablated(
+        opened(asked.start, asked.device),
+        latents_per_chunk=asked.latents_per_chunk,
+        anchor_channels=not asked.without_anchor_channels,
+    )
+
+
+def ablated(dit: Dit, *, latents_per_chunk: int, anchor_channels: bool) -> Dit:
+    """The same weights in a model with other chunks, or blind to the anchor in its input."""
+    config = replace(
+        dit.config,
+        stream=replace(dit.config.stream, latents_per_chunk=latents_per_chunk),
+        positions=PositionsConfig(own=1 + latents_per_chunk),
+        anchor=dit.config.anchor if anchor_channels else None,
+    )
+    if config == dit.config:
+        return dit
+    other, weights = Dit(config), dit.state_dict()
+    entry = "patch_embedding.weight"
+    weights[entry] = weights[entry][:, : config.in_channels]
+    other.load_state_dict(weights)
+    return other.to(dit.patch_embedding.weight.device)
 
 
 def main() -> None:
@@ -106,21 +122,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
     parser.add_argument("--call-minutes", type=float, help="end this call earlier")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="of training, over all calls, if that is less")
     parser.add_argument("--rows", type=int, default=2, help="clips per step (%(default)s)")
     parser.add_argument("--start", type=Path, help="folder of the model to go on from")
     parser.add_argument("--teacher", type=Path, help="folder of the teacher")
-    parser.add_argument("--reader", type=Path, help="a reader of latents that pulls at the mouth")
-    parser.add_argument("--reader-weight", type=float, default=2.0)
+    reader_arguments(parser)
     ablations = parser.add_argument_group("ablations")
-    ablations.add_argument("--latents-per-chunk", type=int, default=3, help="of a fresh student")
+    ablations.add_argument("--latents-per-chunk", type=int, default=3, help="(%(default)s)")
     ablations.add_argument("--without-anchor-channels", action="store_true")
     ablations.add_argument(
         "--own-contexts",
         type=float,
         nargs=2,
-        default=(0.2, 0.8),
         metavar=("FIRST", "LAST"),
-        help="share of contexts in DMD that are the student's own; 0 0 is no self-rollout",
+        help="share of contexts that are the student's own, in DMD from 0.2 to 0.8, in flow none; "
+        "0 0 is no self-rollout",
     )
     asked = parser.parse_args()
     if asked.stage != "flow" and (asked.start is None or asked.teacher is None):
@@ -130,7 +149,13 @@ def main() -> None:
     start = beginning(asked)
     fed = supply(sources, start.config, pool=96, block=4, period=8, held_out=8)
     task = stages[asked.stage](asked, start.to(sources.device), fed)
-    run(task, asked.out, Budget(asked.minutes, call_minutes=asked.call_minutes))
+    budget = Budget(
+        asked.minutes,
+        steps=asked.steps,
+        call_minutes=asked.call_minutes,
+        save_minutes=asked.save_minutes,
+    )
+    run(task, asked.out, budget)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from services.score.checkpoint.loading import load
+from services.score.checkpoint.opening import open_checkpoint
 from services.score.config import DitConfig
 from services.score.frontend.config import MelFrontEnd
 from services.score.frontend.speech_encoder import SpeechEncoder
+from services.score.model import Dit
 from services.vae import checkpoint
 from services.vae.model import Vae
 from training.data.faces.split import Split
@@ -133,3 +136,9 @@ def speech_encoder(weights: Path, config: DitConfig) -> SpeechEncoder:
     encoder = SpeechEncoder(config.audio.front_end)
     encoder.load_state_dict(load_file(weights))
     return encoder.eval().requires_grad_(False)
+
+
+def opened(folder: Path, device: torch.device) -> Dit:
+    """A model of another run, ready to learn."""
+    dit = load(open_checkpoint(folder), device=device, dtype=torch.float32)
+    return dit.train().requires_grad_(True)

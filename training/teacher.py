@@ -16,35 +16,57 @@ import torch
 from services.score.model import Dit
 from services.vae.config import VaeConfig
 from training.flow import FlowLoss, initialised
-from training.flow_task import FlowTask
+from training.flow_task import FlowTask, asked_reader, reader_arguments
 from training.learner import Recipe
 from training.run import Budget, run
 from training.shipped import shipped_dit
-from training.supply import Sources, supply
+from training.supply import Sources, opened, supply
 
 RECIPE = Recipe(rate=1e-3, matrix_rate=3e-3)
 
 
+def beginning(asked: argparse.Namespace) -> Dit:
+    """A fresh model, or one of another run, whose causal weights then see all of a clip."""
+    if asked.start is not None:
+        return opened(asked.start, asked.device)
+    return initialised(Dit(shipped_dit(VaeConfig.read(asked.vae))))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     Sources.arguments(parser)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
     parser.add_argument("--call-minutes", type=float, help="end this call earlier")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="of training, over all calls, if that is less")
     parser.add_argument("--rows", type=int, default=2, help="clips per step (%(default)s)")
+    parser.add_argument("--start", type=Path, help="folder of a model to go on from")
+    reader_arguments(parser)
     asked = parser.parse_args()
-    sources, config = Sources.of(asked), shipped_dit(VaeConfig.read(asked.vae))
     torch.manual_seed(0)
+    sources, start = Sources.of(asked), beginning(asked)
     task = FlowTask(
-        initialised(Dit(config)),
+        start,
         "whole",
         FlowLoss(deaf=0.1, blind=0.1),
         RECIPE,
-        supply=supply(sources, config, pool=96, block=4, period=8, held_out=8),
+        supply=supply(sources, start.config, pool=96, block=4, period=8, held_out=8),
         rows=asked.rows,
         device=sources.device,
+        reader=asked_reader(asked, start.config),
     )
-    run(task, asked.out, Budget(asked.minutes, call_minutes=asked.call_minutes))
+    budget = Budget(
+        asked.minutes,
+        steps=asked.steps,
+        call_minutes=asked.call_minutes,
+        save_minutes=asked.save_minutes,
+    )
+    run(task, asked.out, budget)
 
 
 if __name__ == "__main__":

@@ -112,10 +112,11 @@ class WindowBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
+        self.kernel: Kernel = sdpa
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = rearrange(self.qkv(self.norm1(x)), "b w (p h d) -> p b w h d", p=3, h=self.heads)
-        x = x + self.out(sdpa(*qkv).flatten(2))
+        x = x + self.out(self.kernel(*qkv).flatten(2))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 

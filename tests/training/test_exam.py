@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from services.score.config import PositionsConfig, StreamConfig
 from services.score.frontend.speech_encoder import SpeechEncoder
 from services.score.model import Dit
 from services.vae.model import Vae
@@ -25,9 +26,13 @@ CPU = torch.device("cpu")
 GEOMETRY = Geometry(frames=48, size=32)
 
 
-def candidate(sight: str = "causal") -> Candidate:
+def candidate(sight: str = "causal", *, latents_per_chunk: int = 3) -> Candidate:
     torch.manual_seed(0)
-    dit = initialised(Dit(small.dit()))
+    config = small.dit(
+        stream=StreamConfig(fps=25, width=32, height=32, latents_per_chunk=latents_per_chunk),
+        positions=PositionsConfig(own=1 + latents_per_chunk),
+    )
+    dit = initialised(Dit(config))
     with torch.no_grad():
         for parameter in dit.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -60,6 +65,16 @@ def test_nobody_is_heard_before_a_turn_begins() -> None:
     a, b = (list(answer(candidate(), asked)) for asked in (first, other))
     same = [torch.equal(x, y) for x, y in zip(a, b, strict=True)]
     assert same == [True, True, False, False]
+
+
+def test_a_model_with_other_chunks_hears_the_same_question() -> None:
+    first = replace(question(), begins=torch.tensor([2, 2]))
+    other = replace(question(seed=5), begins=torch.tensor([2, 2]))
+    short = candidate(latents_per_chunk=1)
+    a, b = (list(answer(short, asked)) for asked in (first, other))
+    assert a[0].shape == (2, 4, 3, 32, 32)
+    same = [torch.equal(x, y) for x, y in zip(a, b, strict=True)]
+    assert same == 6 * [True] + 6 * [False]
 
 
 def test_a_long_answer_may_be_looked_at_now_and_then() -> None:

@@ -21,6 +21,7 @@ from training.flow import (
     levels,
     mouth_weight,
 )
+from training.kernels import products, quick_to_learn
 from training.latents import LatentClips
 from training.rollout import Rollout, noises, speech_of, streamed
 from training.sampling import from_noise
@@ -139,6 +140,33 @@ def test_streams_of_a_batch_are_streams_of_one() -> None:
         drawn = streamed(flow, given, CHUNKS, torch.Generator().manual_seed(1))
     assert drawn.shape == clips.latents.shape
     assert not torch.allclose(drawn[0], drawn[1])
+
+
+def test_the_first_chunks_of_a_stream_are_the_stream() -> None:
+    clips, flow = small.clips(ROWS, CHUNKS), Flow(dit(), "causal")
+    with torch.no_grad():
+        given = conditions(flow.dit, clips, deaf=NOBODY, blind=NOBODY)
+        whole = streamed(flow, given, CHUNKS, torch.Generator().manual_seed(1))
+        one = streamed(flow, given, CHUNKS, torch.Generator().manual_seed(1), first=1)
+    torch.testing.assert_close(one, whole[:, :1])
+
+
+def test_attention_that_learns_quickly_is_attention() -> None:
+    """Every attention is replaced, and neither what it says nor what it teaches changes."""
+    clips, level = small.clips(ROWS, CHUNKS), torch.full((ROWS,), 0.7)
+    clean, noise = clips.latents.float(), small.normal(*clips.latents.shape)
+    fused, plain = Flow(dit(), "causal"), Flow(quick_to_learn(dit()), "causal")
+    kernels = [m.kernel for m in plain.dit.modules() if hasattr(m, "kernel")]
+    assert len(kernels) == 3
+    assert set(kernels) == {products}
+    for flow in (fused, plain):
+        given = conditions(flow.dit, clips, deaf=NOBODY, blind=NOBODY)
+        flow.believed(noise, level, given, context=clean).square().mean().backward()  # type: ignore[no-untyped-call]
+    for name, p in fused.dit.named_parameters():
+        other = plain.dit.get_parameter(name)
+        assert p.grad is None or other.grad is not None, name
+        if p.grad is not None and other.grad is not None:
+            torch.testing.assert_close(other.grad, p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_one_step_flow_goes_to_what_the_model_believes() -> None:

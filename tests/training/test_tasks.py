@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from services.score.checkpoint.opening import open_checkpoint
 from services.score.model import Dit
 from tests.training import small
 from training.distil import Distillation, DmdTask, Origin, RegressionTask
-from training.flow import Flow, FlowLoss, initialised
+from training.flow import Flow, FlowLoss, conditions, initialised
 from training.flow_task import FlowTask
 from training.learner import Recipe
 from training.mouth_reader import LatentReader
 from training.run import Budget, Task, draw, run
+from training.student import ablated
 
 # Norms keep float32 weights under autocast: exact, if not fused.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -31,7 +33,7 @@ def fresh(seed: int = 0) -> Dit:
     return initialised(Dit(small.dit()))
 
 
-def flow(sight: str) -> Task:
+def flow(sight: str, own_contexts: tuple[float, float] = (0.0, 0.0)) -> Task:
     torch.manual_seed(1)
     reader = LatentReader(4, 4, width=8).eval().requires_grad_(False)
     return FlowTask(
@@ -43,6 +45,7 @@ def flow(sight: str) -> Task:
         rows=2,
         device=CPU,
         reader=(reader, 0.5) if sight == "causal" else None,
+        own_contexts=own_contexts,
     )
 
 
@@ -62,6 +65,7 @@ def dmd() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "teacher": lambda: flow("whole"),
     "student": lambda: flow("causal"),
+    "student on its own contexts": lambda: flow("causal", (1.0, 0.5)),
     "regression": regression,
     "dmd": dmd,
 }
@@ -96,6 +100,28 @@ def test_a_student_learns_only_now_and_then_and_its_fake_score_always() -> None:
     seen = [set(task.step(draw(0, step, CPU), 0.5)) for step in range(4)]
     learns, follows = {"matched", "regression", "gradient", "fake"}, {"fake"}
     assert seen == [learns, follows, learns, follows]
+
+
+@pytest.mark.parametrize(("latents_per_chunk", "anchor_channels"), [(1, True), (3, False)])
+def test_an_ablation_goes_on_from_the_same_weights(
+    latents_per_chunk: int, anchor_channels: bool
+) -> None:
+    whole = fresh()
+    less = ablated(whole, latents_per_chunk=latents_per_chunk, anchor_channels=anchor_channels)
+    assert less.config.stream.latents_per_chunk == latents_per_chunk
+    ours, theirs = whole.state_dict(), less.state_dict()
+    entry = "patch_embedding.weight"
+    assert torch.equal(theirs.pop(entry), ours.pop(entry)[:, : less.config.in_channels])
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+    clips, heard = small.clips(2, 2), less.config.hearing
+    assert heard is not None
+    window = slice(heard.before + heard.per_chunk + heard.after)
+    clips = replace(
+        clips, embeddings=clips.embeddings[:, :, window], heard=clips.heard[:, :, window]
+    )
+    noisy, level = clips.latents[:, :, :, :latents_per_chunk], torch.ones(2)
+    seen = Flow(less, "causal").believed(noisy, level, conditions(less, clips), context=noisy)
+    assert seen.shape == noisy.shape
 
 
 def flattened(tree: object, path: str = "") -> dict[str, torch.Tensor]:
