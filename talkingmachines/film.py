@@ -43,10 +43,11 @@ class Film:
 
     def __enter__(self) -> Self:
         try:
-            self._file = av.open(str(self._path), "w", format="mp4")
+            self._path.touch()  # PyAV opens it with the first packet only
         except OSError as error:
             expected = f"a file that can be written: {error.strerror}"
             raise BadInput("out", got=self._path, expected=expected) from error
+        self._file = av.open(str(self._path), "w", format="mp4")
         spec = self._spec
         self._video: VideoStream = self._file.add_stream("libx264", rate=spec.fps)
         self._video.width, self._video.height = spec.width, spec.height

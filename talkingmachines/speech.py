@@ -91,9 +91,11 @@ def read_file(path: Path) -> Pcm:
     try:
         with wave.open(str(path)) as file:
             if file.getsampwidth() == 2:
-                frames = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-                channels = frames.reshape(-1, file.getnchannels())
-                return Pcm(_mixed(channels).tobytes(), file.getframerate())
+                data = file.readframes(file.getnframes())
+                channels = file.getnchannels()
+                whole = len(data) // (2 * channels)  # the file may be cut off within a sample
+                frames = np.frombuffer(data, "<i2", whole * channels).reshape(-1, channels)
+                return Pcm(_mixed(frames).tobytes(), file.getframerate())
     except OSError as error:
         raise BadInput("speech", got=path, expected=f"a sound file: {error.strerror}") from error
     except (wave.Error, EOFError):

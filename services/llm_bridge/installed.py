@@ -35,7 +35,8 @@ def check(settings: Settings) -> None:
         extra = "smollm" if set(missing) & set(_WRITERS["smollm"]) else "bridge"
         raise NotInstalled(
             f"for conversations {', '.join(missing)} must be installed: "
-            f"pip install 'talkingmachines[{extra}]' (in a checkout: pip install '.[{extra}]')"
+            f"pip install 'talkingmachines[{extra}]' (in a checkout: "
+            f"pip install -c constraints.txt -e '.[{extra}]')"
         )
 
 

@@ -1,8 +1,9 @@
 """Ray on this machine, with both model services in it, as small as it gets.
 
 Beside the path: fleet → **cluster** → Ray Serve → score, vae. The applications are those of the
-cluster, made by the same builders; only their settings are this machine's. Ray listens on loopback
-alone; Serve's ingress listens everywhere and cannot be told otherwise: the fleet's token guards it.
+cluster, made by the same builders; only their settings are this machine's. Ray listens on loopback;
+Serve's ingress and its replicas listen everywhere and cannot be told otherwise: the fleet's token
+guards the one, Ray's the others.
 
 `python -m services.local.cluster ORDER` runs it until SIGTERM; the fleet starts that as a process
 of its own, because Ray blocks while it starts and ends best with a process.

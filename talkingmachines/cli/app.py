@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from talkingmachines.cli import avatars as avatars_command
 from talkingmachines.cli import call as call_command
@@ -50,7 +51,7 @@ app.add_typer(avatars, name="avatars")
 models = typer.Typer(help="Public weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 Address = Annotated[
     str | None,
@@ -199,9 +200,13 @@ def convert_model(arguments: PassedOn = None) -> None:
 def serve(
     model: Annotated[Path | None, typer.Option(help="A model folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where characters and logs are kept.")] = None,
-    host: Annotated[str, typer.Option(help="Where callers are let in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.")] = DEFAULT_PORT,
-    sessions: Annotated[int, typer.Option(min=1, help="At once.")] = 2,
+    host: Annotated[
+        str, typer.Option(envvar="TM_LOCAL_HOST", help="Where callers are let in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="TM_LOCAL_PORT", help="0: any free one.")
+    ] = DEFAULT_PORT,
+    sessions: Annotated[int, typer.Option(envvar="TM_LOCAL_SESSIONS", min=1, help="At once.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Start the whole fleet on this machine, until Ctrl-C."""
@@ -277,7 +282,8 @@ def _run(command: Coroutine[Any, Any, T]) -> T:
 
 
 def _fail(error: TalkingMachinesError) -> NoReturn:
-    _errors.print(f"[red]{type(error).__name__}[/red]:", str(error), highlight=False, markup=True)
+    told = Text.assemble((type(error).__name__, "red"), f": {error}")
+    _errors.print(told, highlight=False)
     raise typer.Exit(_code(error)) from None
 
 

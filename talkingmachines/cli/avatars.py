@@ -12,7 +12,7 @@ from rich.table import Table
 from talkingmachines.cli.server import Server, connected
 from talkingmachines.v1 import avatar_pb2
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 
 async def list_(server: Server, *, as_json: bool) -> None:
@@ -27,7 +27,7 @@ async def list_(server: Server, *, as_json: bool) -> None:
         shared = "yes" if avatar.shared else ""
         faces = str(len(avatar.speakers))
         table.add_row(avatar.avatar_id, avatar.display_name, faces, created, shared)
-    Console().print(table if found else "no characters")
+    Console(markup=False).print(table if found else "no characters")
 
 
 async def create(

@@ -12,7 +12,7 @@ from talkingmachines.cli.avatars import starting
 from talkingmachines.cli.server import NoFleet, own_fleet
 from talkingmachines.local import Addresses, data_folder, running_fleet
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 
 async def call(*, opens: bool, as_json: bool) -> None:
@@ -38,6 +38,6 @@ async def _show(addresses: Addresses, *, opens: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"page": addresses.page}), flush=True)
     else:
-        Console().print(f"call at {addresses.page}", highlight=False)
+        Console(markup=False).print(f"call at {addresses.page}", highlight=False)
     if opens and not await asyncio.to_thread(webbrowser.open, addresses.page):
         _errors.print("no browser was found: open that address in one")

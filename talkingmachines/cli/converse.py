@@ -22,7 +22,7 @@ from talkingmachines.session import Session
 from talkingmachines.speech import live, read_file
 from talkingmachines.v1 import avatar_pb2
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 _ANSWER_SECONDS = 60.0  # for an answer, from the end of the recording to its own
 _AFTER_SECONDS = 0.5  # of listening that the film ends with
@@ -59,8 +59,10 @@ async def converse(server: Server, wish: Wish, *, as_json: bool) -> None:
         print(json.dumps(asdict(report)))
         return
     for line in report.said:
-        Console().print(f"{line.seconds:6.2f} s  {line.party}: {line.text}", highlight=False)
-    Console().print(
+        Console(markup=False).print(
+            f"{line.seconds:6.2f} s  {line.party}: {line.text}", highlight=False
+        )
+    Console(markup=False).print(
         f"{report.film}: {report.seconds:.1f} s, {report.frames} frames; the answer came after "
         f"{report.answer_seconds:.2f} s"
     )

@@ -30,7 +30,7 @@ from talkingmachines.spec import StreamSpec
 from talkingmachines.speech import read_file
 from talkingmachines.v1 import avatar_pb2
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 _CAST = 2
 _SHEET_COLUMNS = 8
@@ -125,8 +125,8 @@ async def demo(server: Server, out: Path, sheet: Path, *, as_json: bool) -> None
         said = {"takes": [asdict(each) for each in figures], "film_skew_ms": round(1000 * lag, 2)}
         print(json.dumps({"film": str(out), "sheet": str(sheet), **said}))
         return
-    Console().print(_table(figures, lag))
-    Console().print(f"{out}\n{sheet}")
+    Console(markup=False).print(_table(figures, lag))
+    Console(markup=False).print(f"{out}\n{sheet}")
 
 
 async def _cast(client: Client) -> list[tuple[str, Pcm]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from talkingmachines.cli.server import ROOT
 from talkingmachines.local import DEFAULT_PORT, data_folder, running_fleet
@@ -63,9 +64,10 @@ def show(findings: list[Finding], *, as_json: bool) -> None:
         return
     table = Table("", "what", "found", "what to do")
     for finding in findings:
-        sign = "[red]x[/red]" if finding.failed else "[yellow]![/yellow]" if finding.advice else "✓"
+        warned = Text("!", "yellow") if finding.advice else Text("✓")
+        sign = Text("x", "red") if finding.failed else warned
         table.add_row(sign, finding.what, finding.found, finding.advice)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _python() -> list[Finding]:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from talkingmachines.errors import BadInput, Unavailable
 from talkingmachines.local import data_folder, running_fleet
@@ -71,7 +72,7 @@ async def status(addresses: Sequence[str], *, watch: bool, as_json: bool) -> Non
         print(json.dumps(asdict(standing(now, before))))
         return
     if not watch:
-        Console().print(shown(standing(now, before)))
+        Console(markup=False).print(shown(standing(now, before)))
         return
     with Live(shown(standing(now, before)), auto_refresh=False) as live:
         while True:
@@ -214,7 +215,7 @@ def shown(standing: Standing) -> Group:
     fleet.add_row("late chunks, stalls", f"{standing.deadline_misses}, {standing.stalls}")
     fleet.add_row("hand-overs, rebuilds", f"{standing.hand_overs}, {standing.rebuilds}")
     fleet.add_row("refusals", str(standing.refusals))
-    fleet.add_row("Redis", "answers" if standing.store_up else "[red]does not answer[/red]")
+    fleet.add_row("Redis", "answers" if standing.store_up else Text("does not answer", "red"))
     engines = Table("replica", "metrics", "attached", "slots", "a step", title="engines")
     for one in standing.replicas:
         attached, slots = str(one.attached), str(one.slots)

@@ -25,7 +25,7 @@ from talkingmachines.session import Reconnecting, Session
 from talkingmachines.speech import read_file
 from talkingmachines.v1 import avatar_pb2
 
-_errors = Console(stderr=True)
+_errors = Console(stderr=True, markup=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ async def talk(server: Server, wish: Wish, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report)))
         return
-    Console().print(
+    Console(markup=False).print(
         f"{report.film}: {report.seconds:.1f} s, {report.frames} frames; first frame after "
         f"{report.first_frame_seconds:.2f} s, {report.frames_dropped} dropped, "
         f"{report.holds} holds"

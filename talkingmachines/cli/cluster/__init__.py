@@ -26,7 +26,7 @@ async def status(place: Place, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        Console().print(shown(found))
+        Console(markup=False).print(shown(found))
 
 
 async def examine(place: Place) -> list[Finding]:
