@@ -53,7 +53,7 @@ def talk(
     *,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Frames uint8 [12, H, W, 3] of chunk after chunk, until the speech [samples] is said.
+    """Frames uint8 [F, H, W, 3] of latent after latent, until the speech [samples] is said.
 
     Raises:
         BadInput: a picture that does not fit the model.
