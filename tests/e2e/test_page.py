@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from playwright.async_api import Browser
 
 from tests.e2e.fleet import ROOT, RunningFleet, fleet
+from tests.e2e.model import CHARACTERS
 from tests.web.chromium import Visitor, chromium, installed, recording, write_voice
 
 pytestmark = pytest.mark.timeout(1200)
@@ -110,6 +111,37 @@ async def test_a_call_face_to_face(browser: Browser, real: RunningFleet) -> None
     await visitor.hang_up()
     assert visitor.complaints == []
     await visitor.leave()
+
+
+async def test_two_browsers_stay_apart_and_a_reload_goes_on(
+    browser: Browser, running: RunningFleet
+) -> None:
+    """With the small random model, of which this machine carries two calls."""
+    names, visitors = ("Peter", "Maria"), list[Visitor]()
+    for who, name in zip(CHARACTERS, names, strict=False):
+        visitor = await Visitor.come(browser, running.addresses.page)
+        visitors.append(visitor)
+        await visitor.page.get_by_text(
+            "Push to talk"
+        ).first.click()  # the microphone says other things
+        await visitor.call(who.capitalize())
+        await _type(visitor, f"My name is {name}.")
+    for visitor, name in zip(visitors, names, strict=True):
+        await visitor.heard("character", name)
+    for visitor, other in zip(visitors, reversed(names), strict=True):
+        assert not [text for text in await visitor.captions() if other in text]
+
+    first, second = visitors
+    await first.page.reload()
+    await first.live()
+    await _type(first, "Are you still there?")
+    await first.page.locator(".caption.from-character").first.wait_for()
+    seen = await second.decoded()
+    await second.until("(n) => video.getVideoPlaybackQuality().totalVideoFrames > n", seen + 10)
+    for visitor in visitors:
+        await visitor.hang_up()
+        assert visitor.complaints == []
+        await visitor.leave()
 
 
 async def _add_character(visitor: Visitor) -> None:
