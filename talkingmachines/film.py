@@ -42,6 +42,7 @@ class Film:
         self.frames = 0
 
     def __enter__(self) -> Self:
+        self._was_there = self._path.exists()
         try:
             self._path.touch()  # PyAV opens it with the first packet only
         except OSError as error:
@@ -70,6 +71,8 @@ class Film:
                 self._file.mux(self._sound.encode(None))
         finally:
             self._file.close()
+            if self._first is None and not self._was_there:
+                self._path.unlink(missing_ok=True)
 
     @property
     def seconds(self) -> float:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from talkingmachines.cli import avatars as avatars_command
@@ -27,6 +26,7 @@ from talkingmachines.cli import models as models_command
 from talkingmachines.cli import status as status_command
 from talkingmachines.cli import talk as talk_command
 from talkingmachines.cli.cluster.reading import Place
+from talkingmachines.cli.console import ERRORS
 from talkingmachines.cli.server import Server, serve_command, serve_environment
 from talkingmachines.errors import (
     BadInput,
@@ -51,7 +51,6 @@ app.add_typer(avatars, name="avatars")
 models = typer.Typer(help="Public weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
-_errors = Console(stderr=True, markup=False)
 
 Address = Annotated[
     str | None,
@@ -283,7 +282,7 @@ def _run(command: Coroutine[Any, Any, T]) -> T:
 
 def _fail(error: TalkingMachinesError) -> NoReturn:
     told = Text.assemble((type(error).__name__, "red"), f": {error}")
-    _errors.print(told, highlight=False)
+    ERRORS.print(told, highlight=False)
     raise typer.Exit(_code(error)) from None
 
 

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from talkingmachines.cli.console import ERRORS, OUT
 from talkingmachines.cli.server import Server, connected
 from talkingmachines.v1 import avatar_pb2
-
-_errors = Console(stderr=True, markup=False)
 
 
 async def list_(server: Server, *, as_json: bool) -> None:
@@ -27,7 +25,7 @@ async def list_(server: Server, *, as_json: bool) -> None:
         shared = "yes" if avatar.shared else ""
         faces = str(len(avatar.speakers))
         table.add_row(avatar.avatar_id, avatar.display_name, faces, created, shared)
-    Console(markup=False).print(table if found else "no characters")
+    OUT.print(table if found else "no characters")
 
 
 async def create(
@@ -58,4 +56,4 @@ def described(avatar: avatar_pb2.Avatar) -> dict[str, Any]:
 
 
 def starting() -> None:
-    _errors.print("no fleet runs here: starting one for this command")
+    ERRORS.print("no fleet runs here: starting one for this command")

@@ -6,13 +6,10 @@ import asyncio
 import json
 import webbrowser
 
-from rich.console import Console
-
 from talkingmachines.cli.avatars import starting
+from talkingmachines.cli.console import ERRORS, OUT
 from talkingmachines.cli.server import NoFleet, own_fleet
 from talkingmachines.local import Addresses, data_folder, running_fleet
-
-_errors = Console(stderr=True, markup=False)
 
 
 async def call(*, opens: bool, as_json: bool) -> None:
@@ -28,7 +25,7 @@ async def call(*, opens: bool, as_json: bool) -> None:
     starting()
     async with own_fleet(converse=True) as addresses:
         await _show(addresses, opens=opens, as_json=as_json)
-        _errors.print("Ctrl-C ends the fleet")
+        ERRORS.print("Ctrl-C ends the fleet")
         await asyncio.Event().wait()
 
 
@@ -38,6 +35,6 @@ async def _show(addresses: Addresses, *, opens: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"page": addresses.page}), flush=True)
     else:
-        Console(markup=False).print(f"call at {addresses.page}", highlight=False)
+        OUT.print(f"call at {addresses.page}", highlight=False)
     if opens and not await asyncio.to_thread(webbrowser.open, addresses.page):
-        _errors.print("no browser was found: open that address in one")
+        ERRORS.print("no browser was found: open that address in one")

@@ -7,10 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from time import monotonic
 
-from rich.console import Console
-
 from talkingmachines import duration
 from talkingmachines.cli.avatars import starting
+from talkingmachines.cli.console import ERRORS, OUT
 from talkingmachines.cli.server import Server, connected
 from talkingmachines.cli.talk import Wish, character, queued
 from talkingmachines.client import Client
@@ -21,8 +20,6 @@ from talkingmachines.picture import PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.session import Session
 from talkingmachines.speech import live, read_file
 from talkingmachines.v1 import avatar_pb2
-
-_errors = Console(stderr=True, markup=False)
 
 _ANSWER_SECONDS = 60.0  # for an answer, from the end of the recording to its own
 _AFTER_SECONDS = 0.5  # of listening that the film ends with
@@ -59,10 +56,8 @@ async def converse(server: Server, wish: Wish, *, as_json: bool) -> None:
         print(json.dumps(asdict(report)))
         return
     for line in report.said:
-        Console(markup=False).print(
-            f"{line.seconds:6.2f} s  {line.party}: {line.text}", highlight=False
-        )
-    Console(markup=False).print(
+        OUT.print(f"{line.seconds:6.2f} s  {line.party}: {line.text}", highlight=False)
+    OUT.print(
         f"{report.film}: {report.seconds:.1f} s, {report.frames} frames; the answer came after "
         f"{report.answer_seconds:.2f} s"
     )
@@ -120,6 +115,6 @@ async def _filmed(session: Session, film: Film, report: Report, *, until: float)
                 at = round(item.first_sample / session.spec.sample_rate, 2)
                 report.said.append(Line(_NAMES.get(item.party, ""), item.text, at))
             case avatar_pb2.Notice(message=message):
-                _errors.print(message)
+                ERRORS.print(message)
         if end is None and monotonic() > until + _ANSWER_SECONDS:
             raise TimedOut("waiting for an answer", limit=_ANSWER_SECONDS)

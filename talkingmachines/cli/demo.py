@@ -15,11 +15,11 @@ from time import monotonic
 
 import av
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from talkingmachines import duration
 from talkingmachines.cli.avatars import starting
+from talkingmachines.cli.console import ERRORS, OUT
 from talkingmachines.cli.server import ROOT, Server, connected
 from talkingmachines.client import Client
 from talkingmachines.errors import NotFound
@@ -29,8 +29,6 @@ from talkingmachines.picture import PixelFormat, RawPicture, VideoFormat, VideoF
 from talkingmachines.spec import StreamSpec
 from talkingmachines.speech import read_file
 from talkingmachines.v1 import avatar_pb2
-
-_errors = Console(stderr=True, markup=False)
 
 _CAST = 2
 _SHEET_COLUMNS = 8
@@ -117,7 +115,7 @@ async def demo(server: Server, out: Path, sheet: Path, *, as_json: bool) -> None
     takes = []
     async with connected(server, starting=starting) as client:
         for avatar_id, speech in await _cast(client):
-            _errors.print(f"{avatar_id} speaks for {speech.seconds:.1f} s")
+            ERRORS.print(f"{avatar_id} speaks for {speech.seconds:.1f} s")
             takes.append(await _take(client, avatar_id, speech))
     lag = await asyncio.to_thread(_write, out, sheet, takes)
     figures = [Figures.of(take) for take in takes]
@@ -125,8 +123,8 @@ async def demo(server: Server, out: Path, sheet: Path, *, as_json: bool) -> None
         said = {"takes": [asdict(each) for each in figures], "film_skew_ms": round(1000 * lag, 2)}
         print(json.dumps({"film": str(out), "sheet": str(sheet), **said}))
         return
-    Console(markup=False).print(_table(figures, lag))
-    Console(markup=False).print(f"{out}\n{sheet}")
+    OUT.print(_table(figures, lag))
+    OUT.print(f"{out}\n{sheet}")
 
 
 async def _cast(client: Client) -> list[tuple[str, Pcm]]:

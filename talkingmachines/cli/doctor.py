@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from talkingmachines.cli.console import OUT
 from talkingmachines.cli.server import ROOT
 from talkingmachines.local import DEFAULT_PORT, data_folder, running_fleet
 
@@ -67,7 +67,7 @@ def show(findings: list[Finding], *, as_json: bool) -> None:
         warned = Text("!", "yellow") if finding.advice else Text("✓")
         sign = Text("x", "red") if finding.failed else warned
         table.add_row(sign, finding.what, finding.found, finding.advice)
-    Console(markup=False).print(table)
+    OUT.print(table)
 
 
 def _python() -> list[Finding]:

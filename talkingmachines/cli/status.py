@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from talkingmachines.cli.console import OUT
 from talkingmachines.errors import BadInput, Unavailable
 from talkingmachines.local import data_folder, running_fleet
 
@@ -72,9 +73,9 @@ async def status(addresses: Sequence[str], *, watch: bool, as_json: bool) -> Non
         print(json.dumps(asdict(standing(now, before))))
         return
     if not watch:
-        Console(markup=False).print(shown(standing(now, before)))
+        OUT.print(shown(standing(now, before)))
         return
-    with Live(shown(standing(now, before)), auto_refresh=False) as live:
+    with Live(shown(standing(now, before)), console=OUT, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             before, now = now, await _scraped(told)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from talkingmachines import duration
 from talkingmachines.cli.avatars import starting
+from talkingmachines.cli.console import ERRORS, OUT
 from talkingmachines.cli.server import Server, connected
 from talkingmachines.client import Client
 from talkingmachines.errors import BadInput, NotFound
@@ -24,8 +24,6 @@ from talkingmachines.picture import PixelFormat, VideoFormat, VideoFrame
 from talkingmachines.session import Reconnecting, Session
 from talkingmachines.speech import read_file
 from talkingmachines.v1 import avatar_pb2
-
-_errors = Console(stderr=True, markup=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ async def talk(server: Server, wish: Wish, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report)))
         return
-    Console(markup=False).print(
+    OUT.print(
         f"{report.film}: {report.seconds:.1f} s, {report.frames} frames; first frame after "
         f"{report.first_frame_seconds:.2f} s, {report.frames_dropped} dropped, "
         f"{report.holds} holds"
@@ -91,9 +89,9 @@ async def film(client: Client, avatar_id: str, speech: Pcm, wish: Wish, *, quiet
                         made.sound(item)
                     case Reconnecting(error=error):
                         reconnects += 1
-                        _errors.print(f"reconnecting: {error}")
+                        ERRORS.print(f"reconnecting: {error}")
                     case avatar_pb2.Notice(message=message):
-                        _errors.print(message)
+                        ERRORS.print(message)
         return _report(wish, session, made, monotonic() - began, reconnects)
 
 
@@ -137,13 +135,13 @@ def queued(place: avatar_pb2.Queued) -> None:
     line = f"waiting: number {place.position} of {place.depth}"
     if place.HasField("expected_wait"):
         line += f", about {duration.from_proto(place.expected_wait):.0f} s"
-    _errors.print(line)
+    ERRORS.print(line)
 
 
 @contextmanager
 def _progress(seconds: float, quiet: bool) -> Iterator[Callable[[float], None]]:
     """A bar of `seconds`; what is given is told how far the film is."""
     columns = (TextColumn("filming"), BarColumn(), TextColumn("{task.completed:.1f} s"))
-    with Progress(*columns, TimeRemainingColumn(), console=_errors, disable=quiet) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=ERRORS, disable=quiet) as bar:
         task = bar.add_task("film", total=seconds)
         yield lambda done: bar.update(task, completed=min(done, seconds))

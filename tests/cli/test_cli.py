@@ -241,3 +241,9 @@ def test_a_film_that_cannot_be_written_is_said_before_it_is_made(tmp_path: Path)
     spec = StreamSpec(16_000, 25, 3, 4, 32, 32)
     with pytest.raises(BadInput, match="out: expected a file that can be written"):
         Film(tmp_path / "none" / "film.mp4", spec).__enter__()
+
+
+def test_a_film_without_a_picture_is_no_file(tmp_path: Path) -> None:
+    with Film(tmp_path / "film.mp4", StreamSpec(16_000, 25, 3, 4, 32, 32)):
+        pass
+    assert not list(tmp_path.iterdir())

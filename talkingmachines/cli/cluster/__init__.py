@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from rich.console import Console
-
 from talkingmachines.cli.cluster.findings import findings
 from talkingmachines.cli.cluster.reading import Place, seen
 from talkingmachines.cli.cluster.table import shown, standing
+from talkingmachines.cli.console import OUT
 from talkingmachines.cli.doctor import Finding
 
 
@@ -26,7 +25,7 @@ async def status(place: Place, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        Console(markup=False).print(shown(found))
+        OUT.print(shown(found))
 
 
 async def examine(place: Place) -> list[Finding]:
