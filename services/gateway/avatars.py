@@ -33,7 +33,7 @@ SHARED = ""  # the tenant of avatars that everybody sees
 _NAME, _PROMPT, _ONCE, _SPEAKERS = 100, 2_000, 64, 8
 _PAGE, _MOST_PER_PAGE = 50, 1_000
 _WHOLE = Region(0.0, 0.0, 1.0, 1.0)
-_IMAGES, _CONDITIONINGS = "images", "conditionings"
+_IMAGES = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,7 @@ class Avatars:
         if all(other.image != record.image for other in others):
             await self._blobs.delete(tenant, _IMAGES, record.image)
         if all(other.conditioning != record.conditioning for other in others):
-            await self._blobs.delete(tenant, _CONDITIONINGS, record.conditioning)
-            self._conditionings.forget(tenant, record.conditioning)
+            await self._conditionings.delete(tenant, record.conditioning)
 
     async def character(self, tenant: str, avatar_id: str) -> Character:
         """The avatar with its conditioning for the checkpoints that are loaded.
@@ -212,9 +211,7 @@ class Avatars:
         conditioning.faces.extend(speaker.face for speaker in avatar.speakers)
         content = conditioning.SerializeToString(deterministic=True)
         conditioning.digest = sha256(content).hexdigest()
-        record.conditioning = await self._blobs.put(
-            tenant, _CONDITIONINGS, conditioning.SerializeToString(deterministic=True)
-        )
+        record.conditioning = await self._conditionings.put(tenant, conditioning)
         record.score_checkpoint = loaded.score_checkpoint
         record.vae_checkpoint = loaded.vae_checkpoint
 

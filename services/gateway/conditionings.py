@@ -64,8 +64,13 @@ class Conditionings:
         # Whoever began to read may leave; the others wait for it still.
         return await asyncio.shield(self._reading[key])
 
-    def forget(self, tenant: str, digest: str) -> None:
-        """It was deleted."""
+    async def put(self, tenant: str, conditioning: score_pb2.Conditioning) -> str:
+        """Store it; returns its digest."""
+        blob = conditioning.SerializeToString(deterministic=True)
+        return await self._blobs.put(tenant, _KIND, blob)
+
+    async def delete(self, tenant: str, digest: str) -> None:
+        await self._blobs.delete(tenant, _KIND, digest)
         self._kept.pop((tenant, digest), None)
 
     async def _read(self, key: _Key) -> score_pb2.Conditioning:
