@@ -107,10 +107,9 @@ class Engine:
         size = self._latent_size(spec)
         channels = self._runner.config.latent_channels
         for batch in range(1, self._admission.limits.batch + 1):
-            anchor = torch.zeros(batch, channels, 1, *size)
-            latents = torch.zeros(batch, channels, 1, *size)
+            latents = torch.zeros(batch, channels, 1, *size)  # and what they are anchored to
             with self._runner.active():
-                states = [self._runner.begin(row[None], row[None, :, :0]) for row in anchor]
+                states = [self._runner.begin(row[None], row[None, :, :0]) for row in latents]
                 self._time(latents, states)  # pays for the preparations
                 seconds = self._time(latents, states)
             self._admission.measured(spec, spec.latents_per_chunk * seconds / batch)
