@@ -12,6 +12,7 @@ position in the data is the number of the step, and a resumed run is the uninter
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -75,6 +76,25 @@ class Budget:
     call_minutes: float | None = None  # of one call; the next one goes on
     report_minutes: float = 1.0  # between lines of the log
     save_minutes: float = 5.0  # between checkpoints, each with a sheet and an export
+
+    @staticmethod
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        """What `asked` reads."""
+        add = parser.add_argument
+        add("--minutes", type=float, required=True, help="of training, over all calls")
+        add("--call-minutes", type=float, help="end this call earlier")
+        add("--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)")
+        add("--steps", type=int, help="of training, over all calls, if that is less")
+
+    @classmethod
+    def asked(cls, asked: argparse.Namespace) -> Budget:
+        """As the command line says."""
+        return cls(
+            asked.minutes,
+            steps=asked.steps,
+            call_minutes=asked.call_minutes,
+            save_minutes=asked.save_minutes,
+        )
 
     def progress(self, step: int, minutes: float) -> float:
         """Share of the run that is done, 0..1."""

@@ -120,12 +120,7 @@ def main() -> None:
     parser.add_argument("stage", choices=stages)
     Sources.arguments(parser)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
-    parser.add_argument("--call-minutes", type=float, help="end this call earlier")
-    parser.add_argument(
-        "--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)"
-    )
-    parser.add_argument("--steps", type=int, help="of training, over all calls, if that is less")
+    Budget.arguments(parser)
     parser.add_argument("--rows", type=int, default=2, help="clips per step (%(default)s)")
     parser.add_argument("--start", type=Path, help="folder of the model to go on from")
     parser.add_argument("--teacher", type=Path, help="folder of the teacher")
@@ -149,13 +144,7 @@ def main() -> None:
     start = beginning(asked)
     fed = supply(sources, start.config, pool=96, block=4, period=8, held_out=8)
     task = stages[asked.stage](asked, start.to(sources.device), fed)
-    budget = Budget(
-        asked.minutes,
-        steps=asked.steps,
-        call_minutes=asked.call_minutes,
-        save_minutes=asked.save_minutes,
-    )
-    run(task, asked.out, budget)
+    run(task, asked.out, Budget.asked(asked))
 
 
 if __name__ == "__main__":

@@ -38,12 +38,7 @@ def main() -> None:
     )
     Sources.arguments(parser)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, over all calls")
-    parser.add_argument("--call-minutes", type=float, help="end this call earlier")
-    parser.add_argument(
-        "--save-minutes", type=float, default=5.0, help="between checkpoints (%(default)s)"
-    )
-    parser.add_argument("--steps", type=int, help="of training, over all calls, if that is less")
+    Budget.arguments(parser)
     parser.add_argument("--rows", type=int, default=2, help="clips per step (%(default)s)")
     parser.add_argument("--start", type=Path, help="folder of a model to go on from")
     reader_arguments(parser)
@@ -60,13 +55,7 @@ def main() -> None:
         device=sources.device,
         reader=asked_reader(asked, start.config),
     )
-    budget = Budget(
-        asked.minutes,
-        steps=asked.steps,
-        call_minutes=asked.call_minutes,
-        save_minutes=asked.save_minutes,
-    )
-    run(task, asked.out, budget)
+    run(task, asked.out, Budget.asked(asked))
 
 
 if __name__ == "__main__":
