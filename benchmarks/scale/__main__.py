@@ -19,16 +19,16 @@ import structlog
 from benchmarks.machine import describe, describe_run
 from benchmarks.record import read, record
 from benchmarks.scale import costs, scenarios
-from benchmarks.scale.clock import run_virtual
+from benchmarks.scale.clock import run_simulated
 from benchmarks.scale.report import figures
 
 Presets = Mapping[str, Callable[[], dict[str, Any]]]
 
 SMALL: Presets = {
     "costs": lambda: costs.run(sessions=50, waiting=10, replicas=(10, 100), times=20),
-    "steady": lambda: run_virtual(scenarios.steady(20, 5.0, within=3.0)),
-    "crowd": lambda: run_virtual(scenarios.crowd(48, 16, gateways=3, call_seconds=4.0)),
-    "zone killed": lambda: run_virtual(
+    "steady": lambda: run_simulated(scenarios.steady(20, 5.0, within=3.0)),
+    "crowd": lambda: run_simulated(scenarios.crowd(48, 16, gateways=3, call_seconds=4.0)),
+    "zone killed": lambda: run_simulated(
         scenarios.zone_lost(12, silent=False, within=2.0, before=4.0, after=15.0)
     ),
 }
@@ -36,19 +36,19 @@ MEDIUM: Presets = {
     "costs": lambda: costs.run(
         sessions=10_000, waiting=1_000, replicas=(100, 1_000, 5_000), times=200
     ),
-    "steady 100": lambda: run_virtual(scenarios.steady(100, 80.0)),
-    "crowd 150": lambda: run_virtual(scenarios.crowd(375, 150, gateways=6)),
-    "zone killed 100": lambda: run_virtual(scenarios.zone_lost(100, silent=False)),
-    "zone silent 100": lambda: run_virtual(scenarios.zone_lost(100, silent=True)),
-    "upgrade 60": lambda: run_virtual(scenarios.upgrade(60)),
+    "steady 100": lambda: run_simulated(scenarios.steady(100, 80.0)),
+    "crowd 150": lambda: run_simulated(scenarios.crowd(375, 150, gateways=6)),
+    "zone killed 100": lambda: run_simulated(scenarios.zone_lost(100, silent=False)),
+    "zone silent 100": lambda: run_simulated(scenarios.zone_lost(100, silent=True)),
+    "upgrade 60": lambda: run_simulated(scenarios.upgrade(60)),
 }
 LARGE: Presets = {
-    "steady 1000": lambda: run_virtual(scenarios.steady(1_000, 10.0)),
-    "steady 10000": lambda: run_virtual(scenarios.steady(10_000, 2.0, within=2.0, settle=1.0)),
-    "crowd 400": lambda: run_virtual(scenarios.crowd(1_000, 400, gateways=10)),
-    "zone killed 400": lambda: run_virtual(scenarios.zone_lost(400, silent=False)),
-    "zone silent 400": lambda: run_virtual(scenarios.zone_lost(400, silent=True)),
-    "upgrade 300": lambda: run_virtual(scenarios.upgrade(300)),
+    "steady 1000": lambda: run_simulated(scenarios.steady(1_000, 10.0)),
+    "steady 10000": lambda: run_simulated(scenarios.steady(10_000, 2.0, within=2.0, settle=1.0)),
+    "crowd 400": lambda: run_simulated(scenarios.crowd(1_000, 400, gateways=10)),
+    "zone killed 400": lambda: run_simulated(scenarios.zone_lost(400, silent=False)),
+    "zone silent 400": lambda: run_simulated(scenarios.zone_lost(400, silent=True)),
+    "upgrade 300": lambda: run_simulated(scenarios.upgrade(300)),
 }
 PRESETS = {"small": SMALL, "medium": MEDIUM, "large": LARGE}
 

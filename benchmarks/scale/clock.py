@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from tests.virtual_time import VirtualLoop, VirtualSelector, run_virtual
+
 T = TypeVar("T")
 
 
-class _Selector(selectors.SelectSelector):
+class _Blind(VirtualSelector):
     """Nothing outside the process is waited for, so no file is ever looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
@@ -37,17 +34,12 @@ class _AtOnce(ThreadPoolExecutor):
         return done
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
-        self.set_default_executor(_AtOnce(1))
-
-    def time(self) -> float:
-        return self._virtual.now
+def _loop() -> VirtualLoop:
+    loop = VirtualLoop(_Blind())
+    loop.set_default_executor(_AtOnce(1))
+    return loop
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main)
+def run_simulated(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end in virtual time, in which threads and files take none."""
+    return run_virtual(main, _loop)
