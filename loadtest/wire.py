@@ -11,7 +11,6 @@ import asyncio
 import struct
 from contextlib import suppress
 from socket import SO_LINGER, SOL_SOCKET
-from types import TracebackType
 from typing import Self
 
 _PIECE = 64 * 1024  # bytes read at once
@@ -43,12 +42,7 @@ class Wire:
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self._break()
         for task in self._tasks:

